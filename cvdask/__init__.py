@@ -1,0 +1,79 @@
+"""Volume electron microscopy of heart cells, from the microscope's files to numbers.
+
+How does the data travel? Every arrow is a stage: it reads a volume and writes one, it can be run
+alone, again, or on another machine, and it meets the next stage on disk only::
+
+    numbered slices, TIFF, MRC, HDF5 …        nothing but a seed
+                  │ ingest                            │ phantom
+                  └───────────────▶ volume ◀──────────┘
+                                      │    one OME-Zarr image: levels 0, 1, 2 …
+                                      │    and labels/<name> with levels of their own
+              ┌──────────────┬────────┴─────┬──────────────┐
+              │ pyramid      │ info         │ verify       │ export
+              ▼              ▼              ▼              ▼
+        coarser levels   what is in it   is it intact   TIFF, PNG
+
+1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
+2. :func:`pyramid` adds the coarser levels.
+3. :func:`info` tells what is there; :func:`verify` reads it all back and compares checksums.
+4. :func:`export` cuts a :class:`Box` out for programs that want a TIFF or a PNG.
+
+:func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
+``cvdask`` too, under the same name and with the same options.
+
+Importing this package imports none of the stages: a name is fetched when it is first used, so that
+the command's help and every worker start without the libraries they do not need.
+
+>>> import cvdask
+>>> cvdask.Box.parse("0:2,:,3", (4, 5, 6)).shape
+(2, 5, 1)
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cvdask.volume.boxes import Box
+    from cvdask.volume.export import export
+    from cvdask.volume.info import info
+    from cvdask.volume.ingest import ingest
+    from cvdask.volume.phantom import phantom
+    from cvdask.volume.pyramid import pyramid
+    from cvdask.volume.store import Volume
+    from cvdask.volume.store import open_volume as open
+    from cvdask.volume.verify import verify
+
+__all__ = [
+    "Box",
+    "Volume",
+    "export",
+    "info",
+    "ingest",
+    "open",
+    "phantom",
+    "pyramid",
+    "verify",
+]
+
+__version__ = version("cvdask")
+
+_HOME = {
+    "Box": ("cvdask.volume.boxes", "Box"),
+    "Volume": ("cvdask.volume.store", "Volume"),
+    "open": ("cvdask.volume.store", "open_volume"),
+}  # any other name lives in the module of its own name under cvdask.volume
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a public name from its module on first use, and keep it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'cvdask' has no attribute {name!r}; it has {__all__}")
+    module, attribute = _HOME.get(name, (f"cvdask.volume.{name}", name))
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,305 @@
+"""Where work runs: in this thread, in threads, or on Dask workers.
+
+:func:`connect` turns what a user asked for into a :class:`Pool`: something to submit batches of
+blocks to and to wait on. Everything else in the engine is the same for all of them.
+
+The machine's size is what the kernel grants this process (affinity, cgroup, SLURM), not what the
+processor has: a container of 2 cores on a node of 128 gets 2 workers.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# A part of the machine's memory stays with the client, the scheduler and the page cache.
+USABLE_MEMORY = 0.8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this process may use.
+
+    Parameters
+    ----------
+    cores : int
+    memory_bytes : int
+    """
+
+    cores: int
+    memory_bytes: int
+
+
+def machine_limits(
+    environment: Mapping[str, str] = os.environ, cgroup: Path = Path("/sys/fs/cgroup")
+) -> Limits:
+    """Read the cores and the memory that this process may use.
+
+    The least of: processor affinity and installed memory; the cgroup's CPU quota and memory limit
+    (version 2 or 1); SLURM's grant to the job.
+    """
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    cores = [len(affinity(0))]
+    memory = [int(psutil.virtual_memory().total)]
+    quota, period, limit = _cgroup_values(cgroup)
+    if quota is not None and period:
+        cores.append(max(1, math.floor(quota / period)))
+    if limit is not None:
+        memory.append(limit)
+    if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        cores.append(int(environment["SLURM_CPUS_PER_TASK"]))
+    megabyte = 2**20  # SLURM counts memory in units of 2**20 bytes
+    if environment.get("SLURM_MEM_PER_NODE", "").isdigit():
+        memory.append(int(environment["SLURM_MEM_PER_NODE"]) * megabyte)
+    elif environment.get("SLURM_MEM_PER_CPU", "").isdigit():
+        memory.append(int(environment["SLURM_MEM_PER_CPU"]) * megabyte * min(cores))
+    granted = [value for value in memory if value > 0]
+    return Limits(max(1, min(cores)), min(granted))
+
+
+def _cgroup_values(root: Path) -> tuple[int | None, int | None, int | None]:
+    """Return CPU quota and period in µs and the memory limit in bytes; None where unlimited."""
+
+    def number(path: Path, word: int = 0) -> int | None:
+        try:
+            text = path.read_text().split()[word]
+        except (OSError, IndexError):
+            return None
+        # cgroup 1 writes "no limit" as a number near 2**63 or as -1.
+        return int(text) if text.isdigit() and int(text) < 2**60 else None
+
+    quota, period = number(root / "cpu.max"), number(root / "cpu.max", 1)
+    if quota is None:
+        quota = number(root / "cpu/cpu.cfs_quota_us")
+        period = number(root / "cpu/cpu.cfs_period_us")
+    limit = number(root / "memory.max")
+    if limit is None:
+        limit = number(root / "memory/memory.limit_in_bytes")
+    return quota, period, limit
+
+
+class Pool(Protocol):
+    """Something that runs functions: what the engine needs to know of it.
+
+    Attributes
+    ----------
+    slots : int
+        Calls that run at the same time.
+    worker_bytes : int
+        Memory that each of them may use.
+    dashboard : str or None
+        Address to watch the work at.
+    """
+
+    slots: int
+    worker_bytes: int
+    dashboard: str | None
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Start a call and return its future; arguments may be futures of the same pool."""
+
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        """Wait until at least one future has ended, and return those that have."""
+
+
+class SerialPool:
+    """Run each call at once, in the calling thread: the reference for all other pools."""
+
+    def __init__(self) -> None:
+        self.slots = 1
+        self.worker_bytes = int(machine_limits().memory_bytes * USABLE_MEMORY)
+        self.dashboard: str | None = None
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run the call and return a future that has ended."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(function(*_resolve(args)))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        """Return all: they have ended."""
+        return set(futures)
+
+
+class ThreadPool:
+    """Run calls in threads of this process. Readers, codecs and kernels release the GIL."""
+
+    def __init__(self, executor: concurrent.futures.Executor, slots: int) -> None:
+        self.slots = slots
+        self.worker_bytes = int(machine_limits().memory_bytes * USABLE_MEMORY / slots)
+        self.dashboard: str | None = None
+        self._executor = executor
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Start a call in a free thread."""
+        return self._executor.submit(lambda: function(*_resolve(args)))
+
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        """Wait for the first."""
+        return concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED).done
+
+
+class DaskPool:
+    """Run calls on the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    resources : mapping, optional
+        What each call needs of a worker, such as ``{"GPU": 1}``.
+
+    Raises
+    ------
+    ValueError
+        When no worker offers the resources: such a call would wait for ever.
+    """
+
+    def __init__(self, client: Client, resources: Mapping[str, float] | None = None) -> None:
+        address = client.scheduler.address if client.scheduler else "a closed connection"
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        able = [w for w in workers if _offers(w, resources or {})]
+        if not able:
+            offered = sorted({name for w in workers for name in w.get("resources", {})})
+            raise ValueError(
+                f"no worker of {address} offers {dict(resources or {})}. "
+                f"{len(workers)} workers are there, offering {offered or 'no resources'}"
+                if resources
+                else f"the cluster at {address} has no workers yet"
+            )
+        self.client = client
+        self.slots = sum(int(w["nthreads"]) for w in able)
+        granted = [int(w["memory_limit"] / w["nthreads"]) for w in able if w["memory_limit"]]
+        self.worker_bytes = min(granted, default=2**62)
+        self.dashboard = client.dashboard_link
+        self._resources = dict(resources) if resources else None
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Submit a call. Its key is new every time: two calls are never taken for one."""
+        return self.client.submit(function, *args, pure=False, resources=self._resources)
+
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        """Wait for the first."""
+        from distributed import wait
+
+        with self.client.as_current():
+            return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+
+
+def _offers(worker: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
+    offered = worker.get("resources", {})
+    return all(offered.get(name, 0) >= amount for name, amount in resources.items())
+
+
+def _resolve(args: tuple[Any, ...]) -> list[Any]:
+    """Replace futures among the arguments, also inside lists, by their results."""
+
+    def value(arg: Any) -> Any:
+        if isinstance(arg, concurrent.futures.Future):
+            return arg.result()
+        return [value(item) for item in arg] if isinstance(arg, list) else arg
+
+    return [value(arg) for arg in args]
+
+
+@contextlib.contextmanager
+def connect(
+    client: Client | Pool | str | None = None,
+    *,
+    workers: int | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[Pool]:
+    """Open the place where work runs, and close what was opened.
+
+    Parameters
+    ----------
+    client : None, str or distributed.Client
+        None or ``"serial"``: this thread. ``"threads"``: threads of this process. ``"local"``: a
+        Dask cluster of processes on this machine. ``"tcp://…"`` or ``"tls://…"``: a running
+        scheduler. A client, or a pool that is open already, is used as it is and left open.
+    workers : int, optional
+        Number of threads or processes; by default one per core that this process may use.
+    resources : mapping, optional
+        What each call needs of a Dask worker.
+
+    Raises
+    ------
+    ValueError
+        When the client is none of these, or ``workers`` is below 1.
+    ConnectionError
+        When no scheduler answers at the address.
+    """
+    if isinstance(client, SerialPool | ThreadPool | DaskPool):
+        yield client
+        return
+    if workers is not None and workers < 1:
+        raise ValueError(f"at least one worker is needed. Received: {workers}")
+    limits = machine_limits()
+    slots = workers or limits.cores
+    if client is None or client == "serial":
+        yield SerialPool()
+    elif client == "threads":
+        executor = concurrent.futures.ThreadPoolExecutor(slots)
+        try:
+            yield ThreadPool(executor, slots)
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+    elif client == "local":
+        with local_client(slots, limits) as opened:
+            yield DaskPool(opened, resources)
+    elif isinstance(client, str) and "://" in client:
+        from distributed import Client
+
+        try:
+            opened = Client(client, timeout=20, set_as_default=False)
+        except OSError as error:
+            raise ConnectionError(f"no Dask scheduler answers at {client}: {error}") from error
+        with opened:
+            yield DaskPool(opened, resources)
+    elif isinstance(client, str):
+        raise ValueError(
+            f"a client is serial, threads, local or the address of a scheduler such as "
+            f"tcp://host:8786. Received: {client!r}"
+        )
+    else:
+        yield DaskPool(client, resources)
+
+
+@contextlib.contextmanager
+def local_client(n_workers: int, limits: Limits | None = None) -> Iterator[Client]:
+    """Start a cluster of single-threaded worker processes on this machine, on loopback only.
+
+    Workers are spawned, not forked: an object-store client hangs in a forked child.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    limits = limits or machine_limits()
+    settings = {"distributed.worker.multiprocessing-method": "spawn"}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=int(limits.memory_bytes * USABLE_MEMORY / n_workers),
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

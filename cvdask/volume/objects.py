@@ -1,0 +1,209 @@
+"""Bytes under keys, at any URL: the part of the store that knows nothing of volumes.
+
+Local directories, ``s3://``, ``gs://``, ``az://`` and ``https://`` look alike from here. A value is
+written whole or not at all. Credentials come from the environment or the cloud client's own
+configuration; :func:`redact` keeps them out of messages and records.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, WrapperStore
+
+from cvdask.errors import DamagedData
+
+
+@dataclass
+class Traffic:
+    """Bytes and requests that went through the door while it was watched."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+_traffic: contextvars.ContextVar[Traffic | None] = contextvars.ContextVar("traffic", default=None)
+
+
+class watch_traffic:
+    """Count what this thread reads and writes inside a ``with`` statement.
+
+    zarr runs store calls on an event loop of its own thread, but in the context of the caller, so
+    a context variable attributes every byte to the thread that asked for it.
+
+    Examples
+    --------
+    >>> with watch_traffic() as traffic:
+    ...     pass
+    >>> traffic.bytes_read
+    0
+    """
+
+    def __enter__(self) -> Traffic:
+        self._traffic = Traffic()
+        self._token = _traffic.set(self._traffic)
+        return self._traffic
+
+    def __exit__(self, *_: object) -> None:
+        _traffic.reset(self._token)
+
+
+class _CountingStore(WrapperStore[Any]):
+    """Count bytes and requests into the :class:`Traffic` of the calling context."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Buffer | None:
+        value = await self._store.get(key, prototype, byte_range)
+        traffic = _traffic.get()
+        if traffic is not None:
+            traffic.reads += 1
+            traffic.bytes_read += len(value) if value is not None else 0
+        return value
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await self._store.set(key, value)
+        traffic = _traffic.get()
+        if traffic is not None:
+            traffic.writes += 1
+            traffic.bytes_written += len(value)
+
+
+def redact(url: str) -> str:
+    """Remove user names, passwords, queries and fragments from a URL, for messages and records.
+
+    >>> redact("https://user:secret@host/cell.zarr?token=abc")
+    'https://host/cell.zarr'
+    """
+    if not is_remote(url):
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def is_remote(url: str) -> bool:
+    """Tell whether a URL names an object store or a web server rather than a local path."""
+    return "://" in url and not url.startswith("file://")
+
+
+def normalize_url(url: str | os.PathLike[str]) -> str:
+    """Write a location in one way: an absolute local path, or a URL without a trailing slash.
+
+    >>> normalize_url("s3://bucket/cell.zarr/")
+    's3://bucket/cell.zarr'
+    """
+    text = os.fspath(url)
+    if is_remote(text):
+        return text.rstrip("/")
+    return str(Path(text.removeprefix("file://")).absolute())
+
+
+@lru_cache(maxsize=64)
+def open_store(url: str) -> Any:
+    """Open the store at a normalised URL, once per process.
+
+    Object stores retry failed requests with back-off and jitter themselves (obstore); on a local
+    disk a failed call fails the block, which the engine retries. Credentials come from the
+    environment or the cloud client's own configuration, never from here.
+    """
+    if not is_remote(url):
+        return _CountingStore(LocalStore(url))
+    scheme = urlsplit(url).scheme
+    if scheme not in ("s3", "gs", "az", "abfs", "abfss", "https", "http"):
+        raise ValueError(
+            f"a volume lies at a local path or at s3://, gs://, az:// or https://. "
+            f"Received: {redact(url)}"
+        )
+    try:
+        import obstore.store
+    except ImportError as error:
+        raise ValueError(
+            f"{scheme}:// needs the object-store client. Install it with: "
+            f"pip install 'cvdask[cloud]'"
+        ) from error
+    from zarr.storage import ObjectStore
+
+    options: dict[str, Any] = {"client_options": {"allow_http": True}} if scheme == "http" else {}
+    return _CountingStore(ObjectStore(obstore.store.from_url(url, **options)))
+
+
+def read_object(url: str, key: str, *, first: int = 0, stop: int | None = None) -> bytes | None:
+    """Read the bytes stored under a key, or a range of them; None where the key is absent."""
+    byte_range: Any = None
+    if stop is not None:
+        byte_range = RangeByteRequest(first, stop)
+    elif first < 0:
+        byte_range = SuffixByteRequest(-first)
+    elif first > 0:
+        byte_range = OffsetByteRequest(first)
+    store = open_store(normalize_url(url))
+    buffer = sync(store.get(key, default_buffer_prototype(), byte_range))
+    return None if buffer is None else buffer.to_bytes()
+
+
+def object_exists(url: str, key: str) -> bool:
+    """Tell whether something is stored under a key."""
+    return bool(sync(open_store(normalize_url(url)).exists(key)))
+
+
+def write_object(url: str, key: str, data: bytes | bytearray) -> None:
+    """Write bytes under a key. Readers see all of them or none (temporary file, then rename)."""
+    buffer = default_buffer_prototype().buffer.from_bytes(data)
+    sync(open_store(normalize_url(url)).set(key, buffer))
+
+
+def delete_object(url: str, key: str) -> None:
+    """Delete one key; nothing happens where it is absent."""
+    sync(open_store(normalize_url(url)).delete(key))
+
+
+def list_objects(url: str, prefix: str) -> Iterator[str]:
+    """Yield the keys below a prefix, in no particular order."""
+
+    async def collect() -> list[str]:
+        return [key async for key in open_store(normalize_url(url)).list_prefix(prefix)]
+
+    yield from sync(collect())
+
+
+def delete_tree(url: str, prefix: str = "") -> None:
+    """Delete every object below a prefix of the store, directories included."""
+    sync(open_store(normalize_url(url)).delete_dir(prefix))
+
+
+def read_json(url: str, key: str) -> dict[str, Any] | None:
+    """Read a JSON object; None where the key is absent.
+
+    Raises
+    ------
+    DamagedData
+        When the bytes are not a JSON object.
+    """
+    data = read_object(url, key)
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise DamagedData(f"{redact(url)}/{key} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedData(
+            f"{redact(url)}/{key} must hold a JSON object, not {type(value).__name__}"
+        )
+    return value
+
+
+def write_json(url: str, key: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object; equal values give equal bytes."""
+    write_object(url, key, json.dumps(value, indent=2, allow_nan=False).encode())

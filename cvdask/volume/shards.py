@@ -1,0 +1,164 @@
+"""How do voxels become the bytes of a shard, and come back?
+
+A shard is its non-empty chunks, one behind the other, then a table of (offset, length) pairs, one
+per chunk in z, y, x order, then the table's crc32c. Each chunk ends in a crc32c of its own::
+
+    chunk 0 crc | chunk 3 crc | … | (0, 91) (absent) (absent) (91, 80) … crc
+
+This is the ``sharding_indexed`` codec of Zarr 3, so any reader of Zarr 3 reads it. It is written
+and read here because zarr-python's pipeline spends as long on bookkeeping per chunk as on
+compression (``benchmarks/store.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import google_crc32c
+import numcodecs.blosc
+import numpy as np
+from numcodecs import Blosc, Zstd
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+
+from cvdask.errors import DamagedData
+from cvdask.volume.boxes import Box, Grid
+
+# One thread per worker is the engine's rule; blosc's own pool would compete with it.
+numcodecs.blosc.use_threads = False
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """The layout of an array's shards.
+
+    Parameters
+    ----------
+    shape, shard_shape, chunk_shape : tuple of int
+        Voxels z, y, x of the array, of a stored object, and of what is compressed together.
+    dtype : dtype
+        Little-endian type of the voxels.
+    codec : numcodecs codec
+        Compresses one chunk.
+    """
+
+    shape: tuple[int, ...]
+    shard_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    codec: Any
+
+    ABSENT: ClassVar[int] = 2**64 - 1
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        return tuple(s // c for s, c in zip(self.shard_shape, self.chunk_shape, strict=True))
+
+    def encode(self, data: np.ndarray, digest: Any) -> bytearray | None:
+        """Encode the voxels of one shard; None when all are zero. Feeds ``digest`` the voxels."""
+        out = bytearray()
+        table = np.full((math.prod(self.table_shape), 2), self.ABSENT, "<u8")
+        padded = np.zeros(self.chunk_shape, self.dtype)
+        for number, cut in self._cuts(data.shape):
+            chunk = np.ascontiguousarray(data[cut])
+            digest.update(chunk)
+            if not chunk.any():
+                continue
+            if chunk.shape != self.chunk_shape:
+                padded[...] = 0
+                padded[tuple(slice(n) for n in chunk.shape)] = chunk
+                chunk = padded
+            encoded = self.codec.encode(chunk)
+            table[number] = len(out), len(encoded) + 4
+            out += encoded
+            out += google_crc32c.value(bytes(encoded)).to_bytes(4, "little")
+        if not out:
+            return None
+        index = table.tobytes()
+        out += index
+        out += google_crc32c.value(index).to_bytes(4, "little")
+        return out
+
+    def decode(self, shard: bytes, box: Box, out: np.ndarray) -> None:
+        """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape."""
+        table = self._table(shard)
+        view = memoryview(shard)
+        for block in Grid(self.shard_shape, self.chunk_shape).touching(box):
+            offset, length = (int(v) for v in table[block.index])
+            if offset == self.ABSENT:
+                continue
+            if offset + length > len(shard) or length < 5:
+                raise DamagedData(
+                    f"chunk {block.index} lies outside its shard of {len(shard)} bytes"
+                )
+            encoded = view[offset : offset + length - 4]
+            stored = int.from_bytes(view[offset + length - 4 : offset + length], "little")
+            if google_crc32c.value(bytes(encoded)) != stored:
+                raise DamagedData(f"chunk {block.index} does not match its checksum")
+            chunk = self._decode_chunk(encoded, block.index)
+            part = block.write.intersect(box)
+            out[part.within(box)] = chunk[part.within(block.write)]
+
+    def _decode_chunk(self, encoded: memoryview, number: int) -> np.ndarray:
+        try:
+            flat = np.frombuffer(self.codec.decode(encoded), self.dtype)
+            return flat.reshape(self.chunk_shape)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedData(f"chunk {number} cannot be decoded: {error}") from error
+
+    def _table(self, shard: bytes) -> np.ndarray:
+        n_bytes = 16 * math.prod(self.table_shape)
+        index, stored = shard[-n_bytes - 4 : -4], shard[-4:]
+        if len(index) != n_bytes or google_crc32c.value(index) != int.from_bytes(stored, "little"):
+            raise DamagedData(f"the chunk table of a shard of {len(shard)} bytes is damaged")
+        return np.frombuffer(index, "<u8").reshape(-1, 2)
+
+    def _cuts(self, shape: Sequence[int]) -> Iterator[tuple[int, tuple[slice, ...]]]:
+        """Yield number and index of every chunk that holds voxels of a shard of this shape."""
+        starts = [
+            range(0, extent, step) for extent, step in zip(shape, self.chunk_shape, strict=True)
+        ]
+        strides = [math.prod(self.table_shape[i + 1 :]) for i in range(len(self.table_shape))]
+        for corner in itertools.product(*starts):
+            position = (a // c for a, c in zip(corner, self.chunk_shape, strict=True))
+            number = sum(p * s for p, s in zip(position, strides, strict=True))
+            yield (
+                number,
+                tuple(slice(a, a + c) for a, c in zip(corner, self.chunk_shape, strict=True)),
+            )
+
+    @classmethod
+    def of(cls, array: Any) -> Self | None:
+        """Recognise the layout in an opened Zarr array; None for any other array."""
+        if array.metadata.zarr_format != 3 or array.fill_value != 0:
+            return None
+        codecs = array.metadata.codecs
+        sharding = codecs[0]
+        if len(codecs) != 1 or not isinstance(sharding, ShardingCodec):
+            return None
+        index_names = [type(codec) for codec in sharding.index_codecs]
+        inner = sharding.codecs
+        if (
+            sharding.index_location.value != "end"
+            or index_names != [BytesCodec, Crc32cCodec]
+            or len(inner) != 3
+            or not isinstance(inner[0], BytesCodec)
+            or (inner[0].endian is not None and inner[0].endian.value != "little")
+            or not isinstance(inner[2], Crc32cCodec)
+        ):
+            return None
+        codec: Any
+        if isinstance(inner[1], ZstdCodec):
+            codec = Zstd(level=inner[1].level, checksum=inner[1].checksum)
+        elif isinstance(inner[1], BloscCodec):
+            settings = inner[1].to_dict()["configuration"]
+            shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[str(settings["shuffle"])]  # type: ignore[call-overload, index]
+            codec = Blosc(settings["cname"], settings["clevel"], shuffle, settings["blocksize"])  # type: ignore[call-overload, index]
+        else:
+            return None
+        return cls(
+            array.shape, array.shards, array.chunks, np.dtype(array.dtype).newbyteorder("<"), codec
+        )
