@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -46,3 +48,20 @@ def client(request: pytest.FixtureRequest) -> Any:
     if request.param == "threads":
         return "threads"
     return request.getfixturevalue("distributed_client")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Find a set of real data by name; a test that asks for one that is absent is skipped.
+
+    Looked for below ``CVDASK_DATA``, by default ``shared/data`` beside the checkout.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    root = Path(os.environ.get("CVDASK_DATA", beside))
+
+    def find(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"real data {name!r} is not there; set CVDASK_DATA to its folder")
+        return root / name
+
+    return find

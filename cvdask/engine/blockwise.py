@@ -31,7 +31,7 @@ import numpy as np
 
 from cvdask.engine.cluster import Pool, connect
 from cvdask.engine.ledger import Ledger, Record
-from cvdask.engine.plan import Failure, Plan, Summary, check_plan
+from cvdask.engine.plan import Failure, Plan, Summary, check_plan, note_summary
 from cvdask.engine.progress import ProgressBar
 from cvdask.errors import BlocksFailed
 from cvdask.volume.boxes import Block, Grid
@@ -155,6 +155,7 @@ def run(
         with ProgressBar(plan.stage, int((~done).sum()), note) as bar:
             failures = _drive(pool, job, np.flatnonzero(~done), summary, bar)
     summary.seconds = time.perf_counter() - started
+    note_summary(summary)
     if failures:
         raise BlocksFailed(plan.stage, sorted(failures, key=lambda f: f.block), summary.n_blocks)
     return summary
@@ -363,6 +364,7 @@ def reduce(
             top: _Partial = pool.submit(_combine, job, remaining).result()
     _count(top.report, summary)
     summary.seconds = time.perf_counter() - started
+    note_summary(summary)
     if top.report.failures:
         raise BlocksFailed(plan.stage, top.report.failures, summary.n_blocks)
     return top.value, summary

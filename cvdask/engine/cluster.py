@@ -217,7 +217,7 @@ def _resolve(args: tuple[Any, ...]) -> list[Any]:
 
 @contextlib.contextmanager
 def connect(
-    client: Client | Pool | str | None = None,
+    client: Client | SerialPool | ThreadPool | DaskPool | str | None = None,
     *,
     workers: int | None = None,
     resources: Mapping[str, float] | None = None,

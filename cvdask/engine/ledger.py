@@ -207,6 +207,8 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 
     >>> _differences({"options": {"seed": 0}}, {"options": {"seed": 1}})
     ['options.seed: 0 → 1']
+    >>> _differences({"inputs": [{"path": "a"}]}, {"inputs": [{"path": "b"}]})
+    ['inputs[0].path: a → b']
     """
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
@@ -214,4 +216,9 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             inner = f"{name}.{key}" if name else key
             found += _differences(old.get(key), new.get(key), inner)
         return found
+    if isinstance(old, list) and isinstance(new, list) and any(isinstance(v, dict) for v in old):
+        if len(old) != len(new):
+            return [f"{name}: {len(old)} → {len(new)}"]
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for i, (a, b) in pairs for found in _differences(a, b, f"{name}[{i}]")]
     return [] if old == new else [f"{name}: {old} → {new}"]

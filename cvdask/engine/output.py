@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cvdask.engine.blockwise import run
 from cvdask.engine.ledger import Ledger, Record, standing
-from cvdask.engine.plan import Plan, Summary
+from cvdask.engine.plan import Plan, Summary, note_summary
 from cvdask.volume.boxes import Block
 from cvdask.volume.objects import delete_tree, is_remote, list_objects, read_object, redact
 from cvdask.volume.store import Volume, create, read_attributes, update_attributes
@@ -109,7 +109,9 @@ def fill(
     sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
     if levels[0].path in sealed:
         Ledger(main.url, levels[0].path).clear()
-        return Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
+        summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
+        note_summary(summary)
+        return summary
     ledger = Ledger(main.url, levels[0].path)
     summary = run(function, plan, ledger=ledger, **where)
     digests = ledger.seal(levels)

@@ -7,6 +7,7 @@ what a run leaves: one line for people, one dictionary for machines.
 
 from __future__ import annotations
 
+import contextvars
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -69,7 +70,7 @@ class Plan:
         return "\n".join(("plan:", *rows))
 
 
-def check_plan(plan: Plan, n_workers: int, worker_bytes: int) -> None:
+def check_plan(plan: Plan, n_workers: int, worker_bytes: int, n_done: int = 0) -> None:
     """Refuse a plan that cannot work here, before any work.
 
     Parameters
@@ -79,6 +80,8 @@ def check_plan(plan: Plan, n_workers: int, worker_bytes: int) -> None:
         Blocks that are worked on at the same time.
     worker_bytes : int
         Memory that each of them may use.
+    n_done : int
+        Blocks whose output is on the disk already.
 
     Raises
     ------
@@ -96,10 +99,12 @@ def check_plan(plan: Plan, n_workers: int, worker_bytes: int) -> None:
     if is_remote(plan.output) or not plan.stored_bytes:
         return
     free = shutil.disk_usage(existing_parent(plan.output)).free
-    if plan.stored_bytes > free:
+    needed = plan.stored_bytes * (1 - n_done / max(1, len(plan.grid)))
+    if needed > free:
+        still = "what is left of the output" if n_done else "the output"
         raise OSError(
-            f"{plan.stage}: the output is estimated at {size_text(plan.stored_bytes)}, the disk of "
-            f"{plan.output} has {size_text(free)} free"
+            f"{plan.stage}: {still} is estimated at {size_text(needed)}, the disk of "
+            f"{plan.output} has {size_text(free)} free. Free some, or give another destination"
         )
 
 
@@ -190,6 +195,41 @@ class Summary:
             f"read {size_text(self.bytes_read)}, wrote {size_text(self.bytes_written)}, "
             f"peak worker memory {size_text(self.peak_worker_bytes)}"
         )
+
+
+_summaries: contextvars.ContextVar[list[Summary] | None] = contextvars.ContextVar(
+    "summaries", default=None
+)
+
+
+class watch_summaries:
+    """Gather the summaries of all stages that run inside a ``with`` statement, in order.
+
+    For whoever reports on a function that returns what it wrote rather than how. A stage that
+    ends with failed blocks leaves its summary too.
+
+    Examples
+    --------
+    >>> with watch_summaries() as summaries:
+    ...     note_summary(Summary("label", n_blocks=8))
+    >>> [summary.stage for summary in summaries]
+    ['label']
+    """
+
+    def __enter__(self) -> list[Summary]:
+        summaries: list[Summary] = []
+        self._token = _summaries.set(summaries)
+        return summaries
+
+    def __exit__(self, *_: object) -> None:
+        _summaries.reset(self._token)
+
+
+def note_summary(summary: Summary) -> None:
+    """Show a summary to whoever is watching."""
+    watching = _summaries.get()
+    if watching is not None:
+        watching.append(summary)
 
 
 def size_text(n_bytes: float) -> str:

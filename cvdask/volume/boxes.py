@@ -396,7 +396,7 @@ def normalize_halo(halo: Halo, n_axes: int) -> tuple[tuple[int, int], ...]:
     >>> normalize_halo(((0, 1), (0, 1)), 2)
     ((0, 1), (0, 1))
     """
-    per_axis = [halo] * n_axes if isinstance(halo, int) else list(halo)
+    per_axis: list[int | tuple[int, int]] = [halo] * n_axes if isinstance(halo, int) else list(halo)
     if len(per_axis) != n_axes:
         raise ValueError(f"a halo needs one entry for each of {n_axes} axes. Received: {halo}")
     pairs = []

@@ -22,13 +22,11 @@ import tifffile
 
 from cvdask.engine.plan import Plan
 from cvdask.volume.boxes import Box, Grid
+from cvdask.volume.colors import PALETTE, UNANNOTATED
 from cvdask.volume.objects import is_remote
 from cvdask.volume.store import Level, Volume, open_volume, read_box
 
-# Colours that colour-blind people can tell apart (Okabe and Ito 2008), for labels without one.
-PALETTE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 OVERLAY_OPACITY = 0.45
-UNANNOTATED = 255
 
 
 def export(
@@ -192,7 +190,7 @@ def draw_overlay(grey: np.ndarray, values: np.ndarray, colors: Mapping[int, str]
     for value in np.unique(values):
         if value in (0, UNANNOTATED):
             continue
-        color = colors.get(int(value), PALETTE[int(value) % len(PALETTE)])
+        color = colors.get(int(value), PALETTE[(int(value) - 1) % len(PALETTE)])
         rgb = np.array(list(bytes.fromhex(color.lstrip("#"))))
         where = values == value
         mixed = (1 - OVERLAY_OPACITY) * out[where] + OVERLAY_OPACITY * rgb
@@ -220,8 +218,9 @@ def _write_tiff(partial: Path, slices: Iterator[np.ndarray], plan: Plan, level: 
     spacing = level.voxel_size_nm
     options: dict[str, Any] = {"contiguous": True}
     if spacing is not None:
-        options["resolution"] = (1e7 / spacing[2], 1e7 / spacing[1])
-        options["resolutionunit"] = "CENTIMETER"
+        # ImageJ counts in the unit that its description names, so the tag's own unit is none.
+        options["resolution"] = (1 / spacing[2], 1 / spacing[1])
+        options["resolutionunit"] = "NONE"
     with tifffile.TiffWriter(partial, bigtiff=big) as writer:
         for image in slices:
             text = None if spacing is None else _imagej_description(plan, spacing[0])

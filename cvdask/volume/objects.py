@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
@@ -61,6 +60,16 @@ class watch_traffic:
         _traffic.reset(self._token)
 
 
+class _LocalFolder(LocalStore):
+    """A local folder that looking does not create; writing makes the folders it needs."""
+
+    async def _open(self, *, mode: Any = None) -> None:
+        self._is_open = True
+
+    def _ensure_open_sync(self) -> None:
+        self._is_open = True
+
+
 class _CountingStore(WrapperStore[Any]):
     """Count bytes and requests into the :class:`Traffic` of the calling context."""
 
@@ -100,11 +109,26 @@ def is_remote(url: str) -> bool:
 def normalize_url(url: str | os.PathLike[str]) -> str:
     """Write a location in one way: an absolute local path, or a URL without a trailing slash.
 
+    Raises
+    ------
+    ValueError
+        When a URL carries a user, a password, a query or a fragment. It travels with every task
+        and stands in messages and records, and credentials must not.
+
+    Examples
+    --------
     >>> normalize_url("s3://bucket/cell.zarr/")
     's3://bucket/cell.zarr'
     """
     text = os.fspath(url)
     if is_remote(text):
+        parts = urlsplit(text)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                f"a location carries no user, password, query or fragment: credentials come from "
+                f"the environment or the cloud client's own configuration. Received one at "
+                f"{redact(text)}"
+            )
         return text.rstrip("/")
     return str(Path(text.removeprefix("file://")).absolute())
 
@@ -118,7 +142,7 @@ def open_store(url: str) -> Any:
     environment or the cloud client's own configuration, never from here.
     """
     if not is_remote(url):
-        return _CountingStore(LocalStore(url))
+        return _CountingStore(_LocalFolder(url))
     scheme = urlsplit(url).scheme
     if scheme not in ("s3", "gs", "az", "abfs", "abfss", "https", "http"):
         raise ValueError(
@@ -138,18 +162,17 @@ def open_store(url: str) -> Any:
     return _CountingStore(ObjectStore(obstore.store.from_url(url, **options)))
 
 
-def read_object(url: str, key: str, *, first: int = 0, stop: int | None = None) -> bytes | None:
-    """Read the bytes stored under a key, or a range of them; None where the key is absent."""
-    byte_range: Any = None
-    if stop is not None:
-        byte_range = RangeByteRequest(first, stop)
-    elif first < 0:
-        byte_range = SuffixByteRequest(-first)
-    elif first > 0:
-        byte_range = OffsetByteRequest(first)
+def view_object(url: str, key: str) -> memoryview | None:
+    """Read what is stored under a key, without another copy; None where the key is absent."""
     store = open_store(normalize_url(url))
-    buffer = sync(store.get(key, default_buffer_prototype(), byte_range))
-    return None if buffer is None else buffer.to_bytes()
+    buffer = sync(store.get(key, default_buffer_prototype()))
+    return None if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+
+
+def read_object(url: str, key: str) -> bytes | None:
+    """Read the bytes stored under a key; None where the key is absent."""
+    view = view_object(url, key)
+    return None if view is None else bytes(view)
 
 
 def object_exists(url: str, key: str) -> bool:

@@ -55,37 +55,40 @@ class ShardLayout:
 
     @property
     def table_shape(self) -> tuple[int, ...]:
+        """Chunks of a shard along each axis."""
         return tuple(s // c for s, c in zip(self.shard_shape, self.chunk_shape, strict=True))
 
-    def encode(self, data: np.ndarray, digest: Any) -> bytearray | None:
+    def encode(self, data: np.ndarray, digest: Any) -> bytes | None:
         """Encode the voxels of one shard; None when all are zero. Feeds ``digest`` the voxels."""
-        out = bytearray()
+        parts: list[bytes] = []
         table = np.full((math.prod(self.table_shape), 2), self.ABSENT, "<u8")
         padded = np.zeros(self.chunk_shape, self.dtype)
+        offset = 0
         for number, cut in self._cuts(data.shape):
             chunk = np.ascontiguousarray(data[cut])
-            digest.update(chunk)
-            if not chunk.any():
+            digest.update(chunk.data)
+            if not chunk.flat[0] and not chunk.any():
                 continue
             if chunk.shape != self.chunk_shape:
                 padded[...] = 0
                 padded[tuple(slice(n) for n in chunk.shape)] = chunk
                 chunk = padded
-            encoded = self.codec.encode(chunk)
-            table[number] = len(out), len(encoded) + 4
-            out += encoded
-            out += google_crc32c.value(bytes(encoded)).to_bytes(4, "little")
-        if not out:
+            encoded = bytes(self.codec.encode(chunk))
+            parts += encoded, _checksum(encoded)
+            table[number] = offset, len(encoded) + 4
+            offset += len(encoded) + 4
+        if not parts:
             return None
         index = table.tobytes()
-        out += index
-        out += google_crc32c.value(index).to_bytes(4, "little")
-        return out
+        return b"".join((*parts, index, _checksum(index)))
 
-    def decode(self, shard: bytes, box: Box, out: np.ndarray) -> None:
-        """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape."""
+    def decode(self, shard: memoryview, box: Box, out: np.ndarray) -> None:
+        """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape.
+
+        A chunk is decoded into a buffer of its declared size, whatever the stored bytes claim.
+        """
         table = self._table(shard)
-        view = memoryview(shard)
+        chunk = np.empty(self.chunk_shape, self.dtype)
         for block in Grid(self.shard_shape, self.chunk_shape).touching(box):
             offset, length = (int(v) for v in table[block.index])
             if offset == self.ABSENT:
@@ -94,25 +97,20 @@ class ShardLayout:
                 raise DamagedData(
                     f"chunk {block.index} lies outside its shard of {len(shard)} bytes"
                 )
-            encoded = view[offset : offset + length - 4]
-            stored = int.from_bytes(view[offset + length - 4 : offset + length], "little")
-            if google_crc32c.value(bytes(encoded)) != stored:
+            encoded = bytes(shard[offset : offset + length - 4])
+            if _checksum(encoded) != shard[offset + length - 4 : offset + length]:
                 raise DamagedData(f"chunk {block.index} does not match its checksum")
-            chunk = self._decode_chunk(encoded, block.index)
+            try:
+                self.codec.decode(encoded, out=chunk)
+            except (ValueError, RuntimeError) as error:
+                raise DamagedData(f"chunk {block.index} cannot be decoded: {error}") from error
             part = block.write.intersect(box)
             out[part.within(box)] = chunk[part.within(block.write)]
 
-    def _decode_chunk(self, encoded: memoryview, number: int) -> np.ndarray:
-        try:
-            flat = np.frombuffer(self.codec.decode(encoded), self.dtype)
-            return flat.reshape(self.chunk_shape)
-        except (ValueError, RuntimeError) as error:
-            raise DamagedData(f"chunk {number} cannot be decoded: {error}") from error
-
-    def _table(self, shard: bytes) -> np.ndarray:
+    def _table(self, shard: memoryview) -> np.ndarray:
         n_bytes = 16 * math.prod(self.table_shape)
-        index, stored = shard[-n_bytes - 4 : -4], shard[-4:]
-        if len(index) != n_bytes or google_crc32c.value(index) != int.from_bytes(stored, "little"):
+        index = bytes(shard[-n_bytes - 4 : -4])
+        if len(index) != n_bytes or _checksum(index) != shard[-4:]:
             raise DamagedData(f"the chunk table of a shard of {len(shard)} bytes is damaged")
         return np.frombuffer(index, "<u8").reshape(-1, 2)
 
@@ -162,3 +160,8 @@ class ShardLayout:
         return cls(
             array.shape, array.shards, array.chunks, np.dtype(array.dtype).newbyteorder("<"), codec
         )
+
+
+def _checksum(data: bytes) -> bytes:
+    """Return the crc32c as Zarr stores it."""
+    return int(google_crc32c.value(data)).to_bytes(4, "little")

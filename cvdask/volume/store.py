@@ -42,6 +42,7 @@ from cvdask.volume.objects import (
     read_json,
     read_object,
     redact,
+    view_object,
     write_json,
     write_object,
 )
@@ -866,7 +867,7 @@ def read_box(url: str, level: Level, box: Box) -> np.ndarray:
             out[part.within(box)] = _read_by_zarr(url, level, part)
             continue
         key = shard_key(level, shard.write)
-        data = read_object(url, f"{level.path}/{key}")
+        data = view_object(url, f"{level.path}/{key}")
         if data is not None:
             origin = tuple(-v for v in shard.write.start)
             try:

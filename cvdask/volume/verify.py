@@ -103,7 +103,9 @@ def verify(
     plans = [(part, level, plan_verify(part, level)) for part in parts for level in part.levels]
     if dry_run:
         return [plan for _, _, plan in plans]
-    n_shards, faults, unsealed, summaries = {}, {}, [], []
+    n_shards: dict[str, int] = {}
+    faults: dict[str, str] = {}
+    unsealed, summaries = [], []
     with connect(client, workers=workers) as pool:
         for part, level, plan in plans:
             sealed = level.path in part.attributes.get("digests", {})

@@ -57,6 +57,15 @@ def test_aligned_read_boxes():
     ]
 
 
+def test_largest_read_allows_for_alignment():
+    # Block 1 writes 4:8, its halo asks for 3:9, multiples of 8 around that are 0:16.
+    grid = Grid((96,), (4,), halo=1, align=(8,))
+    assert max(block.read.size for block in grid) == 16
+    assert grid.largest_read == 20  # 4 + 2 · 1 + 2 · 7, an upper bound
+    assert Grid((96,), (4,)).largest_read == 4
+    assert Grid((3,), (4,), halo=1).largest_read == 3
+
+
 def test_region_keeps_the_cells_of_the_volume():
     grid = Grid((10, 10), (4, 4), roi=Box((5, 3), (7, 6)))
     assert [(block.index, block.write) for block in grid] == [

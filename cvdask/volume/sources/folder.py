@@ -289,7 +289,7 @@ def _examine_picture(path: str, channel: int | None) -> Picture:
                 has_row_access(form),
                 decoded_shape(form),
             )
-        if head.startswith(_PNG_MARK):
+        if is_png(head):
             picture = _png_header(head, path)
         elif is_jpeg(head):
             picture = _jpeg_header(file, path)
@@ -314,6 +314,11 @@ def _only_page(file: FileBytes, path: str) -> Page:
     if isinstance(page, str):
         raise DamagedSlice(page)
     return page
+
+
+def is_png(head: bytes) -> bool:
+    """Tell whether a file starts as PNG pictures do."""
+    return head.startswith(_PNG_MARK)
 
 
 def _png_header(head: bytes, path: str) -> Picture:
@@ -368,7 +373,7 @@ def _read_picture(path: str, source: Source, box: Box, out: npt.NDArray) -> None
             # The decoder stretches 1, 2, 4 bits to 0-255; labels must keep their numbers.
             voxels = voxels // (255 // ((1 << head[24]) - 1))
     channels = voxels.reshape(*voxels.shape[:2], -1)  # (Y, X) or (Y, X, C) -> (Y, X, C)
-    out[...] = channels[(*Box(box.start[1:], box.stop[1:]).slices, source.channel or 0)]
+    out[...] = channels[..., source.channel or 0][box.slices[1:]]
 
 
 def demand_size(size: tuple[int, int], source: Source) -> None:

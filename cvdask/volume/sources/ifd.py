@@ -129,7 +129,7 @@ class Table(NamedTuple):
 
     position: int
     code: str
-    count: int
+    n_values: int
     inline: bytes
 
     def load(self, file: FileBytes) -> npt.NDArray[np.int64]:
@@ -152,8 +152,8 @@ class Table(NamedTuple):
     def values(self, file: FileBytes) -> npt.NDArray[np.unsignedinteger]:
         """Read the list as it is stored."""
         dtype = np.dtype(self.code)
-        data = self.inline or file.at(self.position, self.count * dtype.itemsize)
-        return np.frombuffer(data, dtype, self.count)
+        data = self.inline or file.at(self.position, self.n_values * dtype.itemsize)
+        return np.frombuffer(data, dtype, self.n_values)
 
 
 class Page(NamedTuple):
@@ -281,7 +281,7 @@ def read_directory(file: FileBytes, where: str, max_pages: int | None = None) ->
 
 class _Entry(NamedTuple):
     kind: int
-    count: int
+    n_values: int
     payload: bytes
 
 
@@ -330,35 +330,33 @@ class _Walk:
 
     def payload(self, entry: _Entry, size: int) -> tuple[int, bytes]:
         """Return where an entry's values lie, or the values where they fit into the entry."""
-        if entry.count * size <= self.word:
-            return 0, entry.payload[: entry.count * size]
+        if entry.n_values * size <= self.word:
+            return 0, entry.payload[: entry.n_values * size]
         position = self.unpack("Q" if self.big else "I", entry.payload)
-        if position + entry.count * size > self.file.size:
+        if position + entry.n_values * size > self.file.size:
             raise DamagedSlice(
-                f"{entry.count} values of a tag at byte {position} lie beyond the end of the file, "
-                f"which has {self.file.size} bytes"
+                f"{entry.n_values} values of a tag at byte {position} lie beyond the end of the "
+                f"file, which has {self.file.size} bytes"
             )
         return position, b""
 
     def table(self, tags: dict[int, _Entry], tag: int) -> Table:
         entry = tags.get(tag)
         code = _TYPE_CODES.get(entry.kind) if entry else None
-        if entry is None or code is None or entry.count < 1:
+        if entry is None or code is None or entry.n_values < 1:
             raise DamagedSlice(f"it has no usable tag {tag}")
         position, inline = self.payload(entry, _TYPE_SIZES[entry.kind])
-        return Table(position, self.order + code, entry.count, inline)
+        return Table(position, self.order + code, entry.n_values, inline)
 
     def number(self, tags: dict[int, _Entry], tag: int, default: int | None = None) -> int:
         """Return the one value of a tag; all values where there are several must be equal."""
         entry = tags.get(tag)
         if entry is None and default is not None:
             return default
-        if entry is not None and entry.count == 1 and entry.kind in _TYPE_CODES:
-            return self.unpack(
-                _TYPE_CODES[entry.kind], entry.payload[: _TYPE_SIZES[entry.kind]]
-            )
-        if entry is not None and entry.count > 64:
-            raise DamagedSlice(f"tag {tag} has {entry.count} values")
+        if entry is not None and entry.n_values == 1 and entry.kind in _TYPE_CODES:
+            return self.unpack(_TYPE_CODES[entry.kind], entry.payload[: _TYPE_SIZES[entry.kind]])
+        if entry is not None and entry.n_values > 64:
+            raise DamagedSlice(f"tag {tag} has {entry.n_values} values")
         values = set(self.table(tags, tag).values(self.file).tolist())
         if len(values) != 1:
             raise DamagedSlice(f"tag {tag} has different values per sample: {sorted(values)}")
@@ -367,11 +365,11 @@ class _Walk:
     def text(self, tags: dict[int, _Entry], tag: int) -> str:
         """Return a text, empty where it is absent, unreadable or above 64 MiB."""
         entry = tags.get(tag)
-        if entry is None or entry.count > 64 << 20:
+        if entry is None or entry.n_values > 64 << 20:
             return ""
         try:
             position, inline = self.payload(entry, 1)
-            data = inline or self.file.at(position, entry.count)
+            data = inline or self.file.at(position, entry.n_values)
         except DamagedSlice:
             return ""
         return data.split(b"\0", 1)[0].decode("utf-8", "replace")
@@ -379,7 +377,7 @@ class _Walk:
     def rational(self, tags: dict[int, _Entry], tag: int) -> float:
         """Return a fraction, 0 where it is absent or no number."""
         entry = tags.get(tag)
-        if entry is None or entry.kind != 5 or entry.count != 1:
+        if entry is None or entry.kind != 5 or entry.n_values != 1:
             return 0.0
         try:
             position, inline = self.payload(entry, 8)
@@ -439,8 +437,10 @@ class _Walk:
         )
         n_expected = form.grid[0] * form.grid[1] * (samples if form.separate else 1)
         for table in (page.offsets, page.counts):
-            if table.count != n_expected:
-                raise DamagedSlice(f"it lists {table.count} strips or tiles and needs {n_expected}")
+            if table.n_values != n_expected:
+                raise DamagedSlice(
+                    f"it lists {table.n_values} strips or tiles and needs {n_expected}"
+                )
         return page
 
     def byte_counts(self, tags: dict[int, _Entry], form: PageFormat) -> Table:
@@ -455,10 +455,10 @@ class _Walk:
         entry = tags.get(_JPEG_TABLES)
         if entry is None:
             return None
-        if entry.count > 1 << 16:
-            raise DamagedSlice(f"its JPEG tables have {entry.count} bytes")
+        if entry.n_values > 1 << 16:
+            raise DamagedSlice(f"its JPEG tables have {entry.n_values} bytes")
         position, inline = self.payload(entry, 1)
-        return inline or self.file.at(position, entry.count)
+        return inline or self.file.at(position, entry.n_values)
 
     def dtype(self, bits: int, sample_format: int) -> np.dtype:
         if bits in (8, 16, 32, 64, 128):

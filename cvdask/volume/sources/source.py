@@ -155,7 +155,7 @@ class FileBytes:
         DamagedSlice
             When the file ends before the buffer is full.
         """
-        view = memoryview(buffer).cast("B")
+        view = as_bytes(buffer)
         self._demand(position, len(view))
         done = 0
         while done < len(view):
@@ -182,6 +182,14 @@ def open_bytes(path: str) -> Iterator[FileBytes]:
         os.close(descriptor)
 
 
+def as_bytes(buffer: npt.NDArray | bytearray) -> memoryview:
+    """View a C-contiguous buffer as bytes; nothing is copied.
+
+    numpy offers the buffer protocol, which type checkers can know only from Python 3.12 on.
+    """
+    return memoryview(buffer).cast("B")  # type: ignore[arg-type]
+
+
 def read_rows(
     file: FileBytes,
     position: int,
@@ -193,8 +201,8 @@ def read_rows(
     """Read whole rows of uncompressed voxels and keep some of their columns.
 
     Full rows of the right dtype are read straight into ``out``. Others pass through a scratch
-    buffer of a few MiB: reading a row and dropping most of it is still cheaper than one system
-    call per row.
+    buffer of about a MiB, which stays in the cache: reading a row and dropping most of it is still
+    cheaper than one system call per row.
 
     Parameters
     ----------
@@ -218,7 +226,7 @@ def read_rows(
         if not dtype.isnative:
             out.byteswap(inplace=True)
         return
-    step = max(1, (4 << 20) // row_bytes)
+    step = max(1, (1 << 20) // row_bytes)
     for start in range(0, out.shape[0], step):
         part = out[start : start + step]
         scratch = np.empty((part.shape[0], row_length), dtype)

@@ -27,7 +27,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from cvdask.volume.boxes import Box, Grid
+from cvdask.volume.boxes import Box
 from cvdask.volume.sources.ifd import (
     Directory,
     Page,
@@ -39,12 +39,14 @@ from cvdask.volume.sources.ifd import (
     read_directory,
 )
 from cvdask.volume.sources.jpeg import check_jpeg
+from cvdask.volume.sources.lzw import lzw_decode
 from cvdask.volume.sources.source import (
     MAX_DAMAGED,
     DamagedSlice,
     FileBytes,
     Source,
     SourceError,
+    as_bytes,
     checked_voxel_size,
     damage_reason,
     demand_intact,
@@ -58,6 +60,8 @@ from cvdask.volume.sources.source import (
 )
 
 Pages = Sequence[Page | str]
+
+_IMAGEJ_CHANNELS = 7  # as many as ImageJ can show together
 
 
 @dataclass(frozen=True)
@@ -319,6 +323,8 @@ def _imagej_stack(
     n_slices = _whole(facts.get("slices"), 1)
     if n_channels * n_slices * n_frames != n_images:
         n_channels, n_slices, n_frames = 1, n_images, 1
+    if n_channels > _IMAGEJ_CHANNELS and n_slices == n_frames == 1:
+        n_channels, n_slices = 1, n_channels  # Python writers call z channels unless told otherwise
     if n_frames > 1 and n_slices > 1:
         raise SourceError(
             f"{where}: a source is one volume. Received: {n_frames} frames of {n_slices} slices. "
@@ -332,7 +338,9 @@ def _imagej_stack(
     sample = check_grey(first.format, channel, where)
     if first.format.samples == 1:
         chosen = chosen_channel(n_channels, channel, where)
-        pages = pages if n_channels == 1 else [pages[i] for i in range(chosen, n_images, n_channels)]
+        pages = (
+            pages if n_channels == 1 else [pages[i] for i in range(chosen, n_images, n_channels)]
+        )
     height, width = directory.voxels_per_unit
     sizes = (_real(facts.get("spacing")), height and 1 / height, width and 1 / width)
     voxel_size = checked_voxel_size(sizes, unit_nm(facts.get("unit", "")))
@@ -456,9 +464,7 @@ def _count(text: str | None, default: int) -> int:
 # Reading a part of one page
 
 
-def read_page(
-    file: FileBytes, page: Page | str, sample: int, box: Box, out: npt.NDArray
-) -> None:
+def read_page(file: FileBytes, page: Page | str, sample: int, box: Box, out: npt.NDArray) -> None:
     """Read the y, x part of a box from one page.
 
     Parameters
@@ -517,16 +523,50 @@ def _read_segments(file: FileBytes, page: Page, sample: int, box: Box, out: npt.
     n_down, n_across = form.grid
     skip = sample * n_down * n_across if form.separate else 0
     inside = 0 if form.separate else sample
-    bounds = Box(box.start[1:], box.stop[1:])
-    for block in Grid((form.height, form.width), (form.segment_rows, form.segment_columns)).touching(
-        bounds
-    ):
-        index = skip + block.index
-        data = _segment_bytes(file, int(offsets[index]), int(counts[index]), form)
-        shared = block.write.intersect(bounds)
-        # (rows, columns, samples) of the part of the segment that lies on the page
-        voxels = _decode(data, form, block.write.shape[0])
-        out[shared.within(bounds)] = voxels[(*shared.within(block.write), inside)]
+    (y0, x0), (y1, x1) = box.start[1:], box.stop[1:]
+    rows, columns = form.segment_rows, form.segment_columns
+    room = np.empty(form.stored_rows(rows, columns), np.uint8)
+    # Plain numbers instead of boxes: a page may have thousands of segments of microseconds each.
+    for down in range(y0 // rows, -(-y1 // rows)):
+        top, bottom = max(y0, down * rows), min(y1, (down + 1) * rows)
+        n_rows = min(rows, form.height - down * rows)
+        for across in range(x0 // columns, -(-x1 // columns)):
+            left, right = max(x0, across * columns), min(x1, (across + 1) * columns)
+            index = skip + down * n_across + across
+            data = _segment_bytes(file, int(offsets[index]), int(counts[index]), form)
+            target = out[top - y0 : bottom - y0, left - x0 : right - x0]
+            if target.shape == (rows, columns) and _fits(form, target):
+                _decode_into(data, form, target)
+                continue
+            voxels = _decode(data, form, n_rows, room)  # (rows, columns, samples)
+            target[...] = voxels[
+                top - down * rows : bottom - down * rows,
+                left - across * columns : right - across * columns,
+                inside,
+            ]
+
+
+def _fits(form: PageFormat, target: npt.NDArray) -> bool:
+    """Tell whether a whole segment can be decoded where its voxels belong, without a copy."""
+    return (
+        form.compression in _DECODERS
+        and form.segment_samples == 1
+        and form.predictor in (1, 2)
+        and form.bits % 8 == 0
+        and form.dtype == target.dtype
+        and target.flags.c_contiguous
+    )
+
+
+def _decode_into(data: bytes, form: PageFormat, target: npt.NDArray) -> None:
+    check_ratio(form.compression, len(data), target.nbytes)
+    unfolded = _DECODERS[form.compression](data, out=as_bytes(target))
+    if len(unfolded) != target.nbytes:
+        raise DamagedSlice(
+            f"a strip or tile unfolds to {len(unfolded)} bytes and needs {target.nbytes}"
+        )
+    if form.predictor == 2:
+        imagecodecs.delta_decode(target, axis=-1, out=target)
 
 
 def _segment_bytes(file: FileBytes, position: int, count: int, form: PageFormat) -> bytes:
@@ -538,7 +578,7 @@ def _segment_bytes(file: FileBytes, position: int, count: int, form: PageFormat)
 
 
 _DECODERS = {
-    "LZW": imagecodecs.lzw_decode,
+    "LZW": lzw_decode,
     "deflate": imagecodecs.deflate_decode,
     "PackBits": imagecodecs.packbits_decode,
     "LZMA": imagecodecs.lzma_decode,
@@ -546,7 +586,7 @@ _DECODERS = {
 }
 
 
-def _decode(data: bytes, form: PageFormat, n_rows: int) -> npt.NDArray:
+def _decode(data: bytes, form: PageFormat, n_rows: int, room: npt.NDArray[np.uint8]) -> npt.NDArray:
     """Decode one strip or tile: bytes to (rows, columns, samples), still in file byte order.
 
     Parameters
@@ -557,7 +597,9 @@ def _decode(data: bytes, form: PageFormat, n_rows: int) -> npt.NDArray:
         How.
     n_rows : int
         Rows that are needed. The last strip of a page has fewer than the others, though some
-        writers fill it up: the buffer has room for both.
+        writers fill it up: there is room for both.
+    room : (n_bytes,) uint8
+        For a whole segment. The result may be a view of it.
     """
     n_needed = n_rows if not form.tiled else form.segment_rows
     shape = (n_needed, form.segment_columns, form.segment_samples)
@@ -567,8 +609,7 @@ def _decode(data: bytes, form: PageFormat, n_rows: int) -> npt.NDArray:
         return _decode_image(data, form, shape)
     unfolded: bytes | memoryview | bytearray = data
     if form.compression != "none":
-        room = np.empty(form.stored_rows(form.segment_rows, form.segment_columns), np.uint8)
-        unfolded = _DECODERS[form.compression](data, out=room)
+        unfolded = _DECODERS[form.compression](data, out=as_bytes(room))
     if len(unfolded) < needed:
         raise DamagedSlice(f"a strip or tile unfolds to {len(unfolded)} bytes and needs {needed}")
     if form.bits % 8:
