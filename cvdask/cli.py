@@ -23,7 +23,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
@@ -191,7 +191,7 @@ def phantom(
             n_levels=n_levels,
             resume=resume,
             overwrite=overwrite,
-            **_Run(client=client, workers=workers, dry_run=dry_run),
+            **_where(client, workers, dry_run),
         )
     if isinstance(written, list):
         _tell_plans("phantom", written, as_json)
@@ -349,7 +349,7 @@ def ingest(
             check=check,
             resume=resume,
             overwrite=overwrite,
-            **_Run(client=client, workers=workers, dry_run=dry_run),
+            **_where(client, workers, dry_run),
         )
     if isinstance(outcome, list):
         _tell_plans("ingest", outcome, as_json)
@@ -400,7 +400,7 @@ def pyramid(
             volume,
             labels=labels,
             n_levels=n_levels,
-            **_Run(client=client, workers=workers, dry_run=dry_run),
+            **_where(client, workers, dry_run),
         )
     if isinstance(written, list):
         _tell_plans("pyramid", written, as_json)
@@ -425,7 +425,7 @@ def verify(
     from cvdask.engine.plan import watch_summaries
 
     with watch_summaries() as summaries:
-        found = cvdask.verify(volume, **_Run(client=client, workers=workers, dry_run=dry_run))
+        found = cvdask.verify(volume, **_where(client, workers, dry_run))
     if isinstance(found, list):
         _tell_plans("verify", found, as_json)
         return
@@ -503,6 +503,19 @@ def export(
 
 # ---------------------------------------------------------------------------------------------
 # What the user wrote
+
+
+def _where(client: str, workers: int | None, dry_run: bool) -> _Run:
+    """Check where blocks are to run, before a stage touches its destination."""
+    from cvdask.engine.cluster import check_client
+
+    check_client(client, workers)
+    if workers is not None and client not in ("threads", "local"):
+        raise ValueError(
+            f"--workers is for --client threads or local: serial is one thread, and a cluster has "
+            f"its own workers. Received: --workers {workers} --client {_clean(client)}"
+        )
+    return _Run(client=client, workers=workers, dry_run=dry_run)
 
 
 def join_numbers(arguments: Sequence[str]) -> list[str]:
@@ -608,8 +621,7 @@ def _tell_written(
             }
         )
     else:
-        # Reading back is told in one line below rather than in one for each level.
-        _print_lines(s for s in summaries if verbose or not s.stage.startswith("verify "))
+        _print_lines(summaries if verbose or command == "pyramid" else _main_lines(summaries))
         if verification is not None:
             _print_lines(_verification_lines(verification))
         _print_lines(f"note: {warning}" for warning in dict.fromkeys(warnings))
@@ -618,6 +630,15 @@ def _tell_written(
         _print_lines([f"look at it: cvdask info {shlex.quote(_clean(volume.url))}"])
     if not ok:
         raise typer.Exit(FAILED)
+
+
+def _main_lines(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yield the lines of the finest levels, and one for all coarser ones together."""
+    coarser = [s for s in summaries if s.stage.startswith("pyramid ")]
+    yield from (str(s) for s in summaries if not s.stage.startswith(("pyramid ", "verify ")))
+    if coarser:
+        n_voxels, seconds = sum(s.n_voxels for s in coarser), sum(s.seconds for s in coarser)
+        yield f"pyramid: {len(coarser)} levels, {n_voxels / 1e6:.1f} Mvoxel in {seconds:.1f} s"
 
 
 def _verification_lines(found: Verification) -> list[str]:

@@ -69,7 +69,7 @@ def draw_middle_slice(cell: Path, picture: Path) -> None:
 
     height, width = grey.shape
     figure, axes = plt.subplots(
-        1, 2, figsize=(12, 6 * height / width + 1), layout="constrained", dpi=150
+        1, 2, figsize=(12, 6 * height / width + 0.7), layout="constrained", dpi=150
     )
     axes[0].imshow(grey, cmap="gray", vmin=0, vmax=255)
     axes[1].imshow(draw_overlay(grey, values, truth.colors))
@@ -77,11 +77,13 @@ def draw_middle_slice(cell: Path, picture: Path) -> None:
         panel.set_title(f"{title}, z = {middle.start[0]}")
         panel.set_axis_off()
     bar = min(1.0, width * voxel_um / 4)  # µm
-    axes[0].plot([8, 8 + bar / voxel_um], [height - 8] * 2, color="white", linewidth=4)
-    axes[0].text(8, height - 12, f"{bar:g} µm", color="white", va="bottom", fontsize=12)
+    axes[0].plot([8, 8 + bar / voxel_um], [height - 8] * 2, color="black", linewidth=5)
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2}
+    axes[0].text(8, height - 13, f"{bar:g} µm", va="bottom", fontsize=11, bbox=box)
     patches = [
         Patch(color=truth.colors[value], label=name.replace("_", " "))
         for value, name in truth.classes.items()
+        if (values == value).any()
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     figure.savefig(picture)

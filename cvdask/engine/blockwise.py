@@ -11,7 +11,8 @@ million blocks::
 
 1. :func:`run` skips the blocks that the ledger knows to be done and keeps the window full.
 2. A worker runs each block of its batch, retries what fails, then marks what succeeded.
-3. A block that keeps failing is set aside; the rest goes on; the end is a ``BlocksFailed``.
+3. A block that keeps failing is set aside; the rest goes on; the end is a ``BlocksFailed``. Where
+   a worker dies, its batch is split, and what is suspected still runs alone at the end.
 
 :func:`reduce` is the other shape of work: a small partial per block, combined as a tree on the
 workers, voxels never.
@@ -147,9 +148,9 @@ def run(
     """
     started = time.perf_counter()
     with connect(client, workers=workers, resources=resources) as pool:
-        check_plan(plan, pool.slots, pool.worker_bytes)
         done = ledger.done(len(plan.grid)) if ledger else np.zeros(len(plan.grid), bool)
         summary = Summary(plan.stage, len(plan.grid), n_resumed=int(done.sum()))
+        check_plan(plan, pool.slots, pool.worker_bytes, summary.n_resumed)
         job = _Job(function, plan.grid, ledger, mask, retries)
         note = f"dashboard: {pool.dashboard}" if pool.dashboard else None
         with ProgressBar(plan.stage, int((~done).sum()), note) as bar:
@@ -157,7 +158,9 @@ def run(
     summary.seconds = time.perf_counter() - started
     note_summary(summary)
     if failures:
-        raise BlocksFailed(plan.stage, sorted(failures, key=lambda f: f.block), summary.n_blocks)
+        failures = sorted(failures, key=lambda f: f.block)
+        n_done = summary.n_resumed + summary.n_done
+        raise BlocksFailed(plan.stage, failures, summary.n_blocks, n_done)
     return summary
 
 
@@ -167,7 +170,9 @@ def _drive(
     """Keep a window of batches under way until all blocks have ended."""
     failures: list[Failure] = []
     under_way: dict[Any, Sequence[int]] = {}
-    again: list[int] = []  # blocks whose worker died; each gets a task of its own
+    again: list[int] = []  # blocks of a batch whose worker died; each gets a task of its own
+    suspects: list[int] = []  # blocks whose own task lost its worker; each runs with no other
+    alone = False
     position, batch = 0, 1
     while True:
         while len(under_way) < WINDOW_PER_SLOT * pool.slots and not _hopeless(failures, summary):
@@ -176,6 +181,9 @@ def _drive(
             elif position < len(wanted):
                 numbers = wanted[position : position + batch].tolist()
                 position += len(numbers)
+            elif suspects and not under_way:
+                numbers = [suspects.pop()]
+                alone = True
             else:
                 break
             under_way[pool.submit(_run_batch, job, numbers)] = numbers
@@ -188,7 +196,13 @@ def _drive(
             except Exception as error:
                 if not _worker_died(error):
                     raise
-                report = _after_death(job, numbers, error, again)
+                report = Report()
+                if len(numbers) > 1:
+                    again += numbers
+                elif not alone:
+                    suspects += numbers
+                else:
+                    report.failures.append(_killer(job, numbers[0], error))
             failures += report.failures
             _count(report, summary)
             bar.advance(report.n_done, report.n_voxels)
@@ -222,17 +236,15 @@ def _worker_died(error: Exception) -> bool:
     return isinstance(error, KilledWorker)
 
 
-def _after_death(job: _Job, numbers: Sequence[int], error: Exception, again: list[int]) -> Report:
-    """Split a batch that killed its workers; set a single block aside.
+def _killer(job: _Job, number: int, error: Exception) -> Failure:
+    """Set aside a block that killed its workers while it ran alone.
 
-    The scheduler has given the batch to several workers by then (``allowed-failures``).
+    The scheduler has given it to several workers by then (``allowed-failures``). Alone, because
+    the scheduler suspects whatever lay on a worker that died, also what only waited there.
     """
-    if len(numbers) > 1:
-        again.extend(numbers)
-        return Report()
-    block = job.grid[numbers[0]]
+    block = job.grid[number]
     cause = f"its worker died each time, perhaps out of memory ({error})"
-    return Report(failures=[Failure(block.index, block.write, cause, job.retries + 1)])
+    return Failure(block.index, block.write, cause, job.retries + 1)
 
 
 def _run_batch(job: _Job, numbers: Sequence[int]) -> Report:
@@ -366,7 +378,7 @@ def reduce(
     summary.seconds = time.perf_counter() - started
     note_summary(summary)
     if top.report.failures:
-        raise BlocksFailed(plan.stage, top.report.failures, summary.n_blocks)
+        raise BlocksFailed(plan.stage, top.report.failures, summary.n_blocks, summary.n_done)
     return top.value, summary
 
 

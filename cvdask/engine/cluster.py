@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # A part of the machine's memory stays with the client, the scheduler and the page cache.
 USABLE_MEMORY = 0.8
+# A scheduler that was started a moment ago may need this long to answer.
+CONNECT_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,25 @@ class Limits:
 
 
 def machine_limits(
-    environment: Mapping[str, str] = os.environ, cgroup: Path = Path("/sys/fs/cgroup")
+    environment: Mapping[str, str] = os.environ,
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
 ) -> Limits:
     """Read the cores and the memory that this process may use.
 
-    The least of: processor affinity and installed memory; the cgroup's CPU quota and memory limit
-    (version 2 or 1); SLURM's grant to the job.
+    The least of: processor affinity and installed memory; the CPU quota and the memory limit of
+    the cgroup it is in and of those around it (version 2 or 1); SLURM's grant to the job.
     """
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     cores = [len(affinity(0))]
     memory = [int(psutil.virtual_memory().total)]
-    quota, period, limit = _cgroup_values(cgroup)
-    if quota is not None and period:
-        cores.append(max(1, math.floor(quota / period)))
-    if limit is not None:
-        memory.append(limit)
+    for folder in _cgroup_folders(cgroup, membership, "cpu"):
+        quota, period = _cpu_quota(folder)
+        if quota and period:
+            cores.append(max(1, math.floor(quota / period)))
+    for folder in _cgroup_folders(cgroup, membership, "memory"):
+        limits = (_number(folder / name) for name in ("memory.max", "memory.limit_in_bytes"))
+        memory += [limit for limit in limits if limit is not None]
     if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():
         cores.append(int(environment["SLURM_CPUS_PER_TASK"]))
     megabyte = 2**20  # SLURM counts memory in units of 2**20 bytes
@@ -68,25 +74,48 @@ def machine_limits(
     return Limits(max(1, min(cores)), min(granted))
 
 
-def _cgroup_values(root: Path) -> tuple[int | None, int | None, int | None]:
-    """Return CPU quota and period in µs and the memory limit in bytes; None where unlimited."""
+def _cgroup_folders(root: Path, membership: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the cgroups this process is in, the innermost first.
 
-    def number(path: Path, word: int = 0) -> int | None:
-        try:
-            text = path.read_text().split()[word]
-        except (OSError, IndexError):
-            return None
-        # cgroup 1 writes "no limit" as a number near 2**63 or as -1.
-        return int(text) if text.isdigit() and int(text) < 2**60 else None
+    A line of ``membership`` is ``0::/a/b`` in version 2, ``4:memory:/a/b`` in version 1. Inside a
+    container the paths may be those of the host: folders that are not there are passed by.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    inside = {root: "", root / controller: ""}
+    for line in lines:
+        _, names, path = line.split(":", 2)
+        if not names:
+            inside[root] = path
+        elif controller in names.split(","):
+            inside[root / controller] = path
+    for mount, path in inside.items():
+        folder = mount / path.strip("/")
+        while folder != mount:
+            yield folder
+            folder = folder.parent
+        yield mount
 
-    quota, period = number(root / "cpu.max"), number(root / "cpu.max", 1)
+
+def _cpu_quota(folder: Path) -> tuple[int | None, int | None]:
+    """Return CPU quota and period in µs; None where there is no limit."""
+    quota, period = _number(folder / "cpu.max"), _number(folder / "cpu.max", 1)
     if quota is None:
-        quota = number(root / "cpu/cpu.cfs_quota_us")
-        period = number(root / "cpu/cpu.cfs_period_us")
-    limit = number(root / "memory.max")
-    if limit is None:
-        limit = number(root / "memory/memory.limit_in_bytes")
-    return quota, period, limit
+        quota = _number(folder / "cpu.cfs_quota_us")
+        period = _number(folder / "cpu.cfs_period_us")
+    return quota, period
+
+
+def _number(path: Path, word: int = 0) -> int | None:
+    """Read a number from a cgroup file; None where it is absent or says that there is no limit."""
+    try:
+        text = path.read_text().split()[word]
+    except (OSError, IndexError):
+        return None
+    # Version 2 writes "max"; version 1 writes -1, or a number near 2**63.
+    return int(text) if text.isdigit() and int(text) < 2**60 else None
 
 
 class Pool(Protocol):
@@ -192,11 +221,23 @@ class DaskPool:
         return self.client.submit(function, *args, pure=False, resources=self._resources)
 
     def wait(self, futures: Iterable[Any]) -> set[Any]:
-        """Wait for the first."""
+        """Wait for the first.
+
+        Raises
+        ------
+        ConnectionError
+            When the scheduler has gone.
+        """
         from distributed import wait
 
-        with self.client.as_current():
-            return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+        try:
+            with self.client.as_current():
+                return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+        except concurrent.futures.CancelledError as error:
+            raise ConnectionError(
+                "the connection to the Dask scheduler was lost. Finished blocks are kept: run the "
+                "same command again when a scheduler is there"
+            ) from error
 
 
 def _offers(worker: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
@@ -245,8 +286,7 @@ def connect(
     if isinstance(client, SerialPool | ThreadPool | DaskPool):
         yield client
         return
-    if workers is not None and workers < 1:
-        raise ValueError(f"at least one worker is needed. Received: {workers}")
+    check_client(client, workers)
     limits = machine_limits()
     slots = workers or limits.cores
     if client is None or client == "serial":
@@ -260,22 +300,37 @@ def connect(
     elif client == "local":
         with local_client(slots, limits) as opened:
             yield DaskPool(opened, resources)
-    elif isinstance(client, str) and "://" in client:
+    elif isinstance(client, str):
         from distributed import Client
 
         try:
-            opened = Client(client, timeout=20, set_as_default=False)
+            opened = Client(client, timeout=CONNECT_SECONDS, set_as_default=False)
         except OSError as error:
             raise ConnectionError(f"no Dask scheduler answers at {client}: {error}") from error
         with opened:
             yield DaskPool(opened, resources)
-    elif isinstance(client, str):
+    else:
+        yield DaskPool(client, resources)
+
+
+def check_client(client: Client | Pool | str | None, workers: int | None) -> None:
+    """Refuse what :func:`connect` cannot open, as far as the words alone tell.
+
+    For whoever wants to know before anything is written.
+
+    Raises
+    ------
+    ValueError
+        As :func:`connect`.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"at least one worker is needed. Received: {workers}")
+    known = ("serial", "threads", "local")
+    if isinstance(client, str) and client not in known and "://" not in client:
         raise ValueError(
             f"a client is serial, threads, local or the address of a scheduler such as "
             f"tcp://host:8786. Received: {client!r}"
         )
-    else:
-        yield DaskPool(client, resources)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from cvdask.volume.objects import (
     delete_tree,
-    is_remote,
     list_objects,
     read_object,
     redact,
@@ -127,13 +125,6 @@ class Ledger:
     def clear(self) -> None:
         """Remove the markers."""
         delete_tree(self.url, self._prefix)
-
-    def sweep(self) -> None:
-        """Remove temporary files that a killed writer left beside the chunks on a local disk."""
-        if is_remote(self.url):
-            return
-        for leftover in Path(self.url).rglob("*.partial"):
-            leftover.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         keys = list_objects(self.url, self._prefix + "/")

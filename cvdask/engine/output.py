@@ -18,8 +18,23 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.ledger import Ledger, Record, standing
 from cvdask.engine.plan import Plan, Summary, note_summary
 from cvdask.volume.boxes import Block
-from cvdask.volume.objects import delete_tree, is_remote, list_objects, read_object, redact
-from cvdask.volume.store import Volume, create, read_attributes, update_attributes
+from cvdask.volume.objects import (
+    delete_object,
+    delete_tree,
+    is_remote,
+    list_objects,
+    read_object,
+    redact,
+)
+from cvdask.volume.store import (
+    Level,
+    Volume,
+    create,
+    hide,
+    level_exists,
+    read_attributes,
+    update_attributes,
+)
 
 Standing = Literal["new", "begun", "complete"]
 
@@ -60,16 +75,16 @@ def begin(
         return state
     if state == "new":
         if existing is not None:
-            for volume in volumes:
-                delete_tree(volume.url, volume.group)
+            _clear(volumes)
         for volume in volumes:
             create(volume, provenance)
     elif state == "begun":
         for volume in volumes:
-            # A kill between two of the volumes leaves the later ones without metadata.
-            if not read_attributes(volume.url, labels=_label_name(volume)):
+            # A kill in the middle leaves a volume without metadata, or without its first level.
+            if not read_attributes(volume.url, labels=_label_name(volume)) or not level_exists(
+                volume.url, volume.levels[0]
+            ):
                 create(volume, provenance)
-        Ledger(main.url, main.levels[0].path).sweep()
     return state
 
 
@@ -107,6 +122,7 @@ def fill(
     levels = [volume.levels[level] for volume in volumes]
     main = volumes[0]
     sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
+    _sweep(volumes, [] if levels[0].path in sealed else levels)
     if levels[0].path in sealed:
         Ledger(main.url, levels[0].path).clear()
         summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
@@ -125,6 +141,44 @@ def fill(
         )
     ledger.clear()
     return summary
+
+
+def _sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
+    """Remove temporary files that a killed writer left on a local disk.
+
+    Only beside the metadata of these volumes and within these levels: another stage may be writing
+    other parts of the same sample now.
+    """
+    sample = Path(volumes[0].url)
+    if is_remote(volumes[0].url):
+        return
+    folders = {sample / "tables"}
+    for volume in volumes:
+        group = sample / volume.group
+        folders |= {group, group.parent} if volume.group else {group}
+    leftovers = [path for folder in folders for path in folder.glob("*.partial")]
+    leftovers += [path for level in levels for path in (sample / level.path).rglob("*.partial")]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+
+
+def _clear(volumes: Sequence[Volume]) -> None:
+    """Delete volumes, their metadata last.
+
+    They are hidden from readers first and stay recognisable as ours to the end, so that a kill in
+    between leaves nothing that looks whole, and the same command can be run again.
+    """
+    for volume in volumes:
+        hide(volume)
+    for volume in volumes:
+        prefix = f"{volume.group}/".lstrip("/")
+        keys = [key.removeprefix(prefix) for key in list_objects(volume.url, prefix)]
+        for folder in sorted({key.partition("/")[0] for key in keys if "/" in key}):
+            delete_tree(volume.url, prefix + folder)
+        for key in keys:
+            if "/" not in key and key != "zarr.json":
+                delete_object(volume.url, prefix + key)
+        delete_tree(volume.url, volume.group)
 
 
 def _label_name(volume: Volume) -> str | None:

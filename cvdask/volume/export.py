@@ -11,6 +11,7 @@ The file appears under its name when it is whole.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from cvdask.volume.objects import is_remote
 from cvdask.volume.store import Level, Volume, open_volume, read_box
 
 OVERLAY_OPACITY = 0.45
+NUMBERED_PNG = re.compile(r"z\d{6,}\.png")
 
 
 def export(
@@ -108,19 +110,35 @@ def export(
     plan = _plan(source, description, region, target, drawn is not None)
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists. Give another name, or --overwrite to replace it")
+    if target.is_dir() and (foreign := _foreign_entry(target)):
+        raise FileExistsError(
+            f"only a folder of nothing but numbered PNGs is replaced. {target} holds {foreign}: "
+            f"remove it yourself, or give another name"
+        )
     if dry_run:
         return plan
     slices = _slices(source, drawn, level, plan.grid)
     partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)  # a killed run leaves it, perhaps with slices of another box
     try:
         _write(partial, slices, plan, description, suffix)
         if target.is_dir():
-            shutil.rmtree(target)
+            _remove(target)
         partial.replace(target)
     except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        _remove(partial)
         raise
     return target
+
+
+def _foreign_entry(folder: Path) -> str | None:
+    """Name something in a folder that export did not write: a mistyped name must not cost it."""
+    names = (entry.name for entry in folder.iterdir())
+    return next((name for name in names if not NUMBERED_PNG.fullmatch(name)), None)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _region(box: Box | str | None, level: Level, suffix: str) -> Box:

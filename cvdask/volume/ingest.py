@@ -559,12 +559,12 @@ def _write_slab(job: _Job, block: Block) -> Record:
             f"{len(inside)} slices of {redact(source.path)} cannot be read, the first at z = {z}: "
             f"{reason}. Mend the source, or start over with --damaged hole or interpolate"
         )
-    for z in inside:
-        target = data[z - block.write.start[0]]
-        target[...] = 0 if job.damaged == "hole" else _between(job, block.write, z)
-    shards = write_box(
-        job.volume.url, job.volume.levels[0], block.write, job.conversion.apply(data)
-    )
+    holes = [z - block.write.start[0] for z in inside] if job.damaged == "hole" else []
+    for z in inside if job.damaged == "interpolate" else ():
+        data[z - block.write.start[0]] = _between(job, block.write, z)
+    voxels = job.conversion.apply(data)
+    voxels[holes] = 0  # as stored: a value range may call 0 of the source something else
+    shards = write_box(job.volume.url, job.volume.levels[0], block.write, voxels)
     return {
         "shards": {job.volume.levels[0].path: shards},
         "sums": sums.as_lists(),

@@ -244,6 +244,13 @@ def downsample(data: np.ndarray, factors: Sequence[int], *, mode: bool) -> np.nd
         _mode_cells(data, out, z, y, x)
     elif data.dtype.kind == "f":
         _mean_cells_float(data, out, z, y, x)
+    elif data.dtype == np.int64:
+        _mean_cells_wide(data, out, z, y, x)
+    elif data.dtype == np.uint64:
+        # As int64, less 2**63: the mean moves with its values.
+        offset = np.uint64(2**63)
+        _mean_cells_wide((data ^ offset).view(np.int64), out.view(np.int64), z, y, x)
+        out ^= offset
     else:
         _mean_cells(data, out, z, y, x)
     return out
@@ -265,6 +272,28 @@ def _mean_cells(data: np.ndarray, out: np.ndarray, fz: int, fy: int, fx: int) ->
                             count += 1
                 # Floor division rounds half up for negative sums too.
                 out[k, j, i] = (2 * total + count) // (2 * count)
+
+
+@njit(nogil=True, cache=True)
+def _mean_cells_wide(data: np.ndarray, out: np.ndarray, fz: int, fy: int, fx: int) -> None:
+    """Average 64-bit integers, whose sum may need more than 64 bits.
+
+    Each voxel gives its share of whole numbers, rounded down, and of what remains.
+    """
+    n_z, n_y, n_x = data.shape
+    for k in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            z1, y1 = min(n_z, (k + 1) * fz), min(n_y, (j + 1) * fy)
+            for i in range(out.shape[2]):
+                x1 = min(n_x, (i + 1) * fx)
+                count = (z1 - k * fz) * (y1 - j * fy) * (x1 - i * fx)
+                whole, rest = np.int64(0), np.int64(0)
+                for z in range(k * fz, z1):
+                    for y in range(j * fy, y1):
+                        for x in range(i * fx, x1):
+                            whole += data[z, y, x] // count
+                            rest += data[z, y, x] % count
+                out[k, j, i] = whole + (2 * rest + count) // (2 * count)
 
 
 @njit(nogil=True, cache=True)

@@ -85,7 +85,8 @@ class ShardLayout:
     def decode(self, shard: memoryview, box: Box, out: np.ndarray) -> None:
         """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape.
 
-        A chunk is decoded into a buffer of its declared size, whatever the stored bytes claim.
+        A chunk is decoded into a buffer of its declared size. Bytes that claim another are refused:
+        more would be allocated, fewer would leave the voxels of the chunk before it.
         """
         table = self._table(shard)
         chunk = np.empty(self.chunk_shape, self.dtype)
@@ -100,8 +101,17 @@ class ShardLayout:
             encoded = bytes(shard[offset : offset + length - 4])
             if _checksum(encoded) != shard[offset + length - 4 : offset + length]:
                 raise DamagedData(f"chunk {block.index} does not match its checksum")
+            claimed = _claimed_bytes(self.codec, encoded)
+            if claimed is not None and claimed != chunk.nbytes:
+                raise DamagedData(
+                    f"chunk {block.index} claims {claimed} bytes, its shape has {chunk.nbytes}"
+                )
             try:
-                self.codec.decode(encoded, out=chunk)
+                if claimed is None:
+                    decoded = np.frombuffer(self.codec.decode(encoded), self.dtype)
+                    chunk[...] = decoded.reshape(self.chunk_shape)
+                else:
+                    self.codec.decode(encoded, out=chunk)
             except (ValueError, RuntimeError) as error:
                 raise DamagedData(f"chunk {block.index} cannot be decoded: {error}") from error
             part = block.write.intersect(box)
@@ -133,6 +143,8 @@ class ShardLayout:
         """Recognise the layout in an opened Zarr array; None for any other array."""
         if array.metadata.zarr_format != 3 or array.fill_value != 0:
             return None
+        if array.metadata.encode_chunk_key((0, 1)) != "c/0/1":
+            return None  # stored under other names than those of shard_key
         codecs = array.metadata.codecs
         sharding = codecs[0]
         if len(codecs) != 1 or not isinstance(sharding, ShardingCodec):
@@ -160,6 +172,23 @@ class ShardLayout:
         return cls(
             array.shape, array.shards, array.chunks, np.dtype(array.dtype).newbyteorder("<"), codec
         )
+
+
+def _claimed_bytes(codec: Any, encoded: bytes) -> int | None:
+    """Return how many bytes a compressed chunk says it holds; None where it does not say.
+
+    References
+    ----------
+    Zstandard frame header: RFC 8878, section 3.1.1.1. Blosc 1 header: ``README_CHUNK_FORMAT``.
+    """
+    if isinstance(codec, Blosc):
+        return int.from_bytes(encoded[4:8], "little")
+    descriptor = encoded[4] if len(encoded) > 4 else 0
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    first = 6 - single_segment + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(encoded[first : first + width], "little") + (256 if width == 2 else 0)
+    return size if width else None
 
 
 def _checksum(data: bytes) -> bytes:

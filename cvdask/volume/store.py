@@ -64,6 +64,8 @@ NM_PER_UNIT = {
 # A chunk is the least that can be decoded, so a header that declares more than this would make
 # any reader allocate it. 2 GiB is also the limit of blosc and of one array in many libraries.
 LARGEST_CHUNK_BYTES = 2**31
+# The same for a shard's table of chunks, which has 16 bytes for each; ours have a few kilobytes.
+LARGEST_TABLE_BYTES = 2**28
 
 # Codecs that only ever turn bytes into numbers. Object codecs (pickle, json2, vlen-*) run or build
 # what the file says and are refused.
@@ -558,6 +560,13 @@ def publish(volume: Volume, **attributes: Any) -> Volume:
     return replace(volume, attributes=own)
 
 
+def hide(volume: Volume) -> None:
+    """Take a volume from its readers: the opposite of :func:`publish`, before it is deleted."""
+    if _group_attributes(volume.url, volume.group) is not None or not volume.group:
+        own = {"state": "begun", "provenance": {"stage": "overwrite"}}
+        _write_group(volume.url, volume.group, {"cvdask": own})
+
+
 def _multiscales(volume: Volume) -> dict[str, Any]:
     datasets = []
     prefix = f"{volume.group}/" if volume.group else ""
@@ -614,7 +623,13 @@ def _group_attributes(url: str, group: str) -> dict[str, Any] | None:
     prefix = f"{group}/" if group else ""
     metadata = read_json(url, f"{prefix}zarr.json")
     if metadata is not None:
-        return dict(metadata.get("attributes", {}))
+        attributes = metadata.get("attributes", {})
+        if not isinstance(attributes, dict):
+            raise DamagedData(
+                f"the attributes of {redact(url)}/{prefix}zarr.json must be a JSON object, not "
+                f"{type(attributes).__name__}"
+            )
+        return attributes
     if read_object(url, f"{prefix}.zgroup") is not None:
         return read_json(url, f"{prefix}.zattrs") or {}
     return None
@@ -634,7 +649,8 @@ def read_attributes(url: str | os.PathLike[str], *, labels: str | None = None) -
     """Read our own metadata of a volume, complete or only begun; empty where there is none."""
     group = f"labels/{labels}" if labels else ""
     attributes = _group_attributes(normalize_url(url), group) or {}
-    return dict(attributes.get("cvdask", {}))
+    own = attributes.get("cvdask", {})
+    return dict(own) if isinstance(own, Mapping) else {}
 
 
 def open_volume(
@@ -672,6 +688,7 @@ def open_volume(
     ome = _ome(attributes or {})
     multiscales = ome.get("multiscales")
     own = (attributes or {}).get("cvdask", {})
+    own = own if isinstance(own, Mapping) else {}
     if not multiscales:
         if own.get("state") == "begun":
             stage = own.get("provenance", {}).get("stage", "its stage")
@@ -683,28 +700,32 @@ def open_volume(
             f"{where} is a Zarr store but no OME-Zarr image (it has no 'multiscales'). "
             f"Convert it with: cvdask ingest {where} OUT.zarr --voxel-nm Z Y X"
         )
-    multiscale = multiscales[0]
-    version = str(ome.get("version") or multiscale.get("version") or "0.4")
-    if version not in ("0.4", "0.5"):
-        raise ValueError(f"OME-Zarr 0.4 and 0.5 are read. Received: version {version} at {where}")
     try:
+        multiscale = multiscales[0]
+        version = str(ome.get("version") or multiscale.get("version") or "0.4")
+        if version not in ("0.4", "0.5"):
+            raise ValueError(
+                f"OME-Zarr 0.4 and 0.5 are read. Received: version {version} at {where}"
+            )
         levels = tuple(
             _parse_level(url, group, multiscale, dataset, channel)
             for dataset in multiscale["datasets"]
         )
-    except (KeyError, TypeError, IndexError) as error:
+        image_label = ome.get("image-label") or {}
+        classes = {
+            int(entry["label-value"]): str(entry["name"])
+            for entry in image_label.get("properties", [])
+            if "name" in entry
+        }
+        colors = {
+            int(entry["label-value"]): "#" + bytes(entry["rgba"][:3]).hex()
+            for entry in image_label.get("colors", [])
+            if "rgba" in entry
+        }
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"the OME metadata of {where} is malformed: {error!r}") from error
-    image_label = ome.get("image-label") or {}
-    classes = {
-        int(entry["label-value"]): str(entry["name"])
-        for entry in image_label.get("properties", [])
-        if "name" in entry
-    }
-    colors = {
-        int(entry["label-value"]): "#" + bytes(entry["rgba"][:3]).hex()
-        for entry in image_label.get("colors", [])
-        if "rgba" in entry
-    }
+    if not levels:
+        raise ValueError(f"the OME metadata of {where} is malformed: it names no level")
     return Volume(url, group, levels, classes, colors, version, own)
 
 
@@ -775,6 +796,7 @@ def _open_array(url: str, path: str) -> Any:
 
 def _check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
     """Refuse what would allocate, run or build more than numbers, before zarr looks at it."""
+    table_bytes = 0
     try:
         shape = [int(v) for v in metadata["shape"]]
         if "zarr_format" in metadata and metadata["zarr_format"] == 2:
@@ -785,8 +807,10 @@ def _check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
         else:
             dtype = metadata["data_type"]
             chunk = [int(v) for v in metadata["chunk_grid"]["configuration"]["chunk_shape"]]
+            shard = chunk
             codecs, chunk = _codec_names(metadata["codecs"], chunk)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            table_bytes = 16 * math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"the array metadata of {where} is malformed: {error!r}") from error
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else np.dtype(object)
@@ -803,6 +827,12 @@ def _check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
         raise ValueError(
             f"codec {', '.join(unsafe)} of {where} is not supported. Supported: "
             f"{', '.join(sorted(SAFE_CODECS))}"
+        )
+    if table_bytes > LARGEST_TABLE_BYTES:
+        raise ValueError(
+            f"the chunk table of a shard must not exceed {LARGEST_TABLE_BYTES} bytes, since it is "
+            f"read whole. Received: shards {shard} of chunks {chunk}, {table_bytes} bytes, at "
+            f"{where}"
         )
     chunk_bytes = math.prod(chunk) * kind.itemsize
     if chunk_bytes > LARGEST_CHUNK_BYTES:
@@ -857,7 +887,7 @@ def read_box(url: str, level: Level, box: Box) -> np.ndarray:
     if not level.box.contains(box):
         raise ValueError(f"a box must lie inside the level, {level.box}. Received: {box}")
     layout = _shard_layout(url, level)
-    if layout is None:
+    if layout is None or level.leading:
         return _read_by_zarr(url, level, box)
     out = np.zeros(box.shape, layout.dtype.newbyteorder("="))
     for shard in level.shards.touching(box):

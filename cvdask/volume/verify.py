@@ -1,7 +1,8 @@
 """Is every voxel still what was written?
 
 1. Each shard of each level is read back and decoded, so that every checksum is compared.
-2. The digest of its voxels is compared with the manifest that was recorded while writing.
+2. The digest of its voxels is compared with the manifest that was recorded while writing; the
+   manifest with its own digest in the volume's metadata.
 3. What does not agree is listed by its key in the store: damaged, missing, or unexpected.
 
 Volumes of others have no manifest; for them, readability is all that can be checked, and said.
@@ -9,6 +10,7 @@ Volumes of others have no manifest; for them, readability is all that can be che
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +21,9 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.plan import Plan, Summary
 from cvdask.errors import DamagedData
 from cvdask.volume.boxes import Block
-from cvdask.volume.objects import object_exists, redact
+from cvdask.volume.objects import object_exists, read_object, redact
 from cvdask.volume.store import (
+    MANIFEST,
     Level,
     Volume,
     digest_shard,
@@ -109,6 +112,12 @@ def verify(
     with connect(client, workers=workers) as pool:
         for part, level, plan in plans:
             sealed = level.path in part.attributes.get("digests", {})
+            if sealed and not _manifest_intact(part, level):
+                faults[f"{redact(part.url)}/{level.path}/{MANIFEST.format(layer='*')}"] = (
+                    "damaged: these are not the digests that were recorded. The shards of this "
+                    "level were read back, with nothing to compare them with"
+                )
+                sealed = False
             check = partial(_check_shard, part.url, level, sealed)
             outcome: tuple[Any, Summary] = reduce(check, _merge, plan, client=pool)
             found, summary = outcome
@@ -118,6 +127,16 @@ def verify(
             if not sealed:
                 unsealed.append(level.path)
     return Verification(n_shards, faults, tuple(unsealed), tuple(summaries))
+
+
+def _manifest_intact(volume: Volume, level: Level) -> bool:
+    """Tell whether a level's manifest is the one whose digest its volume's metadata records."""
+    n_layers = -(-level.shape[0] // level.shard_shape[0])
+    digest = hashlib.sha256()
+    for layer in range(n_layers):
+        key = f"{level.path}/{MANIFEST.format(layer=layer)}"
+        digest.update(read_object(volume.url, key) or b"")
+    return digest.hexdigest() == volume.attributes["digests"][level.path]
 
 
 def plan_verify(volume: Volume, level: Level) -> Plan:

@@ -586,7 +586,7 @@ def _open_n5(path: str, name: str, channel: int | None) -> tuple[Any, View]:
         import tensorstore
     except ImportError as error:
         raise SourceError(f"{path}: N5 needs the package tensorstore: {FORMATS_HINT}") from error
-    folder = os.path.join(path, name)
+    folder = os.path.normpath(os.path.join(path, name))
     where = f"{path}, array {name!r}"
     if not _n5_attributes(folder).get("dimensions"):
         listed = ", ".join(found for found, _ in _n5_volumes(path))

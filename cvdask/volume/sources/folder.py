@@ -167,14 +167,14 @@ _listing = threading.Lock()
 def _known_listing(source: Source) -> Listing:
     # Once per process and examination: looking up a hundred thousand sizes takes a second.
     with _listing:
-        return _checked_listing(source)
+        listing = _listed(source.path, source.pattern, source.fingerprint)
+    demand_unchanged(source, listing.fingerprint)
+    return listing
 
 
 @lru_cache(maxsize=8)
-def _checked_listing(source: Source) -> Listing:
-    listing = list_slices(source.path, source.pattern)
-    demand_unchanged(source, listing.fingerprint)
-    return listing
+def _listed(path: str, pattern: str | None, _fingerprint: str) -> Listing:
+    return list_slices(path, pattern)
 
 
 def list_slices(path: str, pattern: str | None) -> Listing:
@@ -303,7 +303,10 @@ def _examine_picture(path: str, channel: int | None) -> Picture:
 
 def _only_page(file: FileBytes, path: str) -> Page:
     """Return the page of a TIFF slice; thumbnails beside it do not count."""
-    pages = read_directory(file, path, max_pages=16).pages
+    try:
+        pages = read_directory(file, path, max_pages=16).pages
+    except SourceError as error:  # of a whole stack, one slice costs no more than itself
+        raise DamagedSlice(str(error)) from error
     full = [page for page in pages if isinstance(page, str) or not page.reduced]
     if len(full) > 1 and not isinstance(full[1], str):
         raise SourceError(

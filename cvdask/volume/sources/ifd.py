@@ -246,9 +246,12 @@ def read_directory(file: FileBytes, where: str, max_pages: int | None = None) ->
     Raises
     ------
     SourceError
-        When the file does not start as a TIFF, or its chain returns to an earlier page.
+        When the chain returns to an earlier page.
     """
-    walk = _Walk(file, where)
+    try:
+        walk = _Walk(file)
+    except DamagedSlice as error:
+        return Directory([str(error)])
     result = Directory()
     position = walk.first
     seen: dict[int, int] = {}
@@ -288,19 +291,16 @@ class _Entry(NamedTuple):
 class _Walk:
     """The byte order of one file, and how its directories are taken apart."""
 
-    def __init__(self, file: FileBytes, where: str) -> None:
+    def __init__(self, file: FileBytes) -> None:
         head = file.up_to(0, 16)
         if not is_tiff(head):
-            raise SourceError(
-                f"{where}: a TIFF starts with 'II*', 'MM.*' or the BigTIFF marks. Received: "
-                f"{head[:4]!r}. The file is corrupt or has the wrong extension"
-            )
+            raise DamagedSlice(f"a TIFF starts with 'II*' or 'MM.*', it starts with {head[:4]!r}")
         self.file = file
         self.order = "<" if head[:2] == b"II" else ">"
         self.big = b"+" in head[2:4]
         self.word = 8 if self.big else 4
         if len(head) < 2 * self.word:
-            raise SourceError(f"{where}: the TIFF header is cut off after {len(head)} bytes")
+            raise DamagedSlice(f"the TIFF header is cut off after {len(head)} bytes")
         self.first = self.unpack("Q", head[8:16]) if self.big else self.unpack("I", head[4:8])
         self.formats: dict[PageFormat, PageFormat] = {}
         self.entry = struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
@@ -354,7 +354,9 @@ class _Walk:
         if entry is None and default is not None:
             return default
         if entry is not None and entry.n_values == 1 and entry.kind in _TYPE_CODES:
-            return self.unpack(_TYPE_CODES[entry.kind], entry.payload[: _TYPE_SIZES[entry.kind]])
+            size = _TYPE_SIZES[entry.kind]
+            if size <= self.word:  # by far the most frequent case
+                return self.unpack(_TYPE_CODES[entry.kind], entry.payload[:size])
         if entry is not None and entry.n_values > 64:
             raise DamagedSlice(f"tag {tag} has {entry.n_values} values")
         values = set(self.table(tags, tag).values(self.file).tolist())

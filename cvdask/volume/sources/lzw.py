@@ -2,8 +2,8 @@
 
 The LZW of TIFF 6.0, section 13: codes of 9 to 12 bits, high bits first, 256 empties the table, 257
 ends. imagecodecs' own decoder (2026.3.6) reads outside its table when the first code after 256 is
-no byte, and the process dies; one flipped bit in a file would take a worker with it. This one checks
-every code.
+no byte, and the process dies; one flipped bit in a file would take a worker with it. The decoder
+here checks every code.
 
 A string of the table is never stored: it stands in the result already, so its entry is a start and
 a length there. The entry that a code adds is the string before it and the one byte that follows,

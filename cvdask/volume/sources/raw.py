@@ -200,16 +200,26 @@ def _layout(path: str, kind: str) -> RawLayout:
 
 def _mrc_layout(path: str) -> RawLayout:
     try:
-        import mrcfile
+        from mrcfile.dtypes import HEADER_DTYPE
+        from mrcfile.utils import byte_order_from_machine_stamp
     except ImportError as error:
         raise SourceError(f"{path}: MRC needs the package mrcfile: {FORMATS_HINT}") from error
+    # mrcfile.open would read the extended header too, whatever size a corrupt file claims for it.
+    with open_bytes(path) as file:
+        head, n_bytes = file.up_to(0, HEADER_DTYPE.itemsize), file.size
     try:
-        with mrcfile.open(path, header_only=True) as opened:
-            header = opened.header.copy()
-    except (ValueError, OSError) as error:
+        order = byte_order_from_machine_stamp(np.frombuffer(head, "u1", 4, 212))
+        stored = np.frombuffer(head, HEADER_DTYPE.newbyteorder(order), 1)
+    except (ValueError, IndexError) as error:
         raise SourceError(
             f"{path}: the MRC header cannot be read: {error}. The file is corrupt or no MRC file"
         ) from error
+    header = stored.view(np.recarray)[0]
+    if not 0 <= int(header.nsymbt) <= n_bytes:
+        raise SourceError(
+            f"{path}: the extended MRC header must lie in the file. Received: "
+            f"{int(header.nsymbt)} bytes in a file of {n_bytes}. The file is corrupt"
+        )
     shape = (int(header.nz), int(header.ny), int(header.nx))
     if int(header.ispg) >= 401:
         raise SourceError(
@@ -222,8 +232,6 @@ def _mrc_layout(path: str) -> RawLayout:
             f"{path}: columns, rows and sections must be x, y, z (1, 2, 3). Received: {order}. "
             "Export the volume in standard orientation"
         )
-    if int(header.nsymbt) < 0:
-        raise SourceError(f"{path}: the MRC header declares {int(header.nsymbt)} extended bytes")
     intervals = (int(header.mz), int(header.my), int(header.mx))
     lengths = (float(header.cella.z), float(header.cella.y), float(header.cella.x))
     sizes = [a / n if n > 0 else None for a, n in zip(lengths, intervals, strict=True)]
@@ -273,7 +281,9 @@ def _nifti_layout(path: str) -> RawLayout:
             head = file.read(540)
             two = head[4:8] in (b"n+2\0", b"ni2\0")
             kind = nibabel.Nifti2Header if two else nibabel.Nifti1Header
-            header = kind(head[: 540 if two else 348], check=True)
+            # Unchecked: nibabel's check mends what it dislikes, voxel sizes of 0 to 1 among it.
+            header = kind(head[: 540 if two else 348], check=False)
+            dtype = header.get_data_dtype()
     except (
         nibabel.spatialimages.HeaderDataError,
         ValueError,
@@ -343,7 +353,8 @@ class _Unpacked:
         weakref.finalize(self, os.close, descriptor)
         try:
             with gzip.open(path) as packed, open(descriptor, "wb", closefd=False) as target:
-                while n_bytes and (data := packed.read(min(n_bytes, 1 << 20))):
+                # read1: an ordinary read throws away what it had when the file breaks off.
+                while n_bytes and (data := packed.read1(min(n_bytes, 1 << 18))):
                     n_bytes -= target.write(data)
         except (EOFError, zlib.error, gzip.BadGzipFile):
             # What came out before the break is good; the slices behind it are reported.

@@ -286,8 +286,8 @@ def checked_voxel_size(
         value = float(size) * scale
         if not (math.isfinite(value) and value > 0):
             return None
-        # Ten digits: 0.1 Å per nm and 1/x resolutions leave dust such as 4.999999999999999.
-        result.append(float(f"{value:.10g}"))
+        # Seven digits, which is what a 32-bit header field holds: the rest is dust (29.99999933).
+        result.append(float(f"{value:.7g}"))
     if len(result) != 3:
         return None
     return result[0], result[1], result[2]

@@ -19,9 +19,10 @@ import re
 import struct
 import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -577,7 +578,7 @@ def _segment_bytes(file: FileBytes, position: int, count: int, form: PageFormat)
     return file.at(position, count)
 
 
-_DECODERS = {
+_DECODERS: dict[str, Callable[..., Any]] = {
     "LZW": lzw_decode,
     "deflate": imagecodecs.deflate_decode,
     "PackBits": imagecodecs.packbits_decode,
