@@ -1,8 +1,7 @@
-"""Small samples to store, and what then lies in a folder."""
+"""Small samples, and the voxels to fill them with."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,12 +63,3 @@ def random_voxels(
         cells = cells.repeat(4, axis)
     data[cells[tuple(slice(n) for n in shape)]] = 0
     return data
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file below a folder by its path: equal trees, equal results."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

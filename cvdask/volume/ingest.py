@@ -31,7 +31,7 @@ from cvdask.engine.plan import Plan, Summary
 from cvdask.errors import DamagedData
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.colors import PALETTE, UNANNOTATED
-from cvdask.volume.objects import is_remote, normalize_url, redact
+from cvdask.volume.objects import count_read, is_remote, normalize_url, redact
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
 from cvdask.volume.slice_statistics import SliceSums, find_suspects, sum_slices
 from cvdask.volume.sources import Source, SourceError, examine, read
@@ -543,7 +543,7 @@ def _write_slab(job: _Job, block: Block) -> Record:
     source = job.source
     bounds = Box.whole(source.shape)
     wanted = block.write.grow((0, 0, 0), (1, 0, 0)).intersect(bounds)
-    data, unreadable = read(source, wanted)
+    data, unreadable = _read_source(source, wanted)
     bad = {z: reason for z, reason in unreadable.items() if z < block.write.stop[0]}
     bad |= dict.fromkeys(source.missing, "missing, a gap in the numbering")
     bad |= dict.fromkeys(job.bad_slices, "named by bad_slices")
@@ -572,6 +572,12 @@ def _write_slab(job: _Job, block: Block) -> Record:
     }
 
 
+def _read_source(source: Source, box: Box) -> tuple[np.ndarray, dict[int, str]]:
+    """Read a box of the source, and count its share of the file's bytes."""
+    count_read(source.stored_bytes * box.size // Box.whole(source.shape).size)
+    return read(source, box)
+
+
 def _between(job: _Job, box: Box, z: int) -> np.ndarray:
     """Interpolate a slice from the nearest good slices below and above, wherever they are.
 
@@ -595,7 +601,7 @@ def _nearest_good(job: _Job, box: Box, z: int, step: int) -> tuple[int, np.ndarr
     while 0 <= z < job.source.shape[0]:
         if z not in known_bad:
             one = Box((z, *box.start[1:]), (z + 1, *box.stop[1:]))
-            data, unreadable = read(job.source, one)
+            data, unreadable = _read_source(job.source, one)
             if not unreadable:
                 return z, data[0]
         z += step
@@ -606,13 +612,13 @@ def _write_labels(job: _Job, block: Block) -> Record:
     """Write a slab of a label image; slices without annotation are filled with 255."""
     unreadable: dict[int, str] = {}
     if job.label_slices is None:
-        data, unreadable = read(job.source, block.write)
+        data, unreadable = _read_source(job.source, block.write)
     else:
         data = np.full(block.write.shape, UNANNOTATED, job.source.dtype)
         for number, z in enumerate(job.label_slices):
             if block.write.start[0] <= z < block.write.stop[0]:
                 one = Box((number, *block.write.start[1:]), (number + 1, *block.write.stop[1:]))
-                part, faults = read(job.source, one)
+                part, faults = _read_source(job.source, one)
                 data[z - block.write.start[0]] = part[0]
                 if number in faults:
                     unreadable[z] = faults[number]

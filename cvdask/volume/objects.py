@@ -70,15 +70,20 @@ class _LocalFolder(LocalStore):
         self._is_open = True
 
 
+def count_read(n_bytes: int) -> None:
+    """Count bytes that were read past the store, from a microscope's file."""
+    traffic = _traffic.get()
+    if traffic is not None:
+        traffic.reads += 1
+        traffic.bytes_read += n_bytes
+
+
 class _CountingStore(WrapperStore[Any]):
     """Count bytes and requests into the :class:`Traffic` of the calling context."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Buffer | None:
         value = await self._store.get(key, prototype, byte_range)
-        traffic = _traffic.get()
-        if traffic is not None:
-            traffic.reads += 1
-            traffic.bytes_read += len(value) if value is not None else 0
+        count_read(0 if value is None else len(value))
         return value
 
     async def set(self, key: str, value: Buffer) -> None:

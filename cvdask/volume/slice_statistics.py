@@ -54,9 +54,7 @@ class SlabSums:
         return {"first": self.first, **arrays}
 
 
-def sum_slices(
-    data: np.ndarray, first: int, n_slices: int, skip: Collection[int] = ()
-) -> SlabSums:
+def sum_slices(data: np.ndarray, first: int, n_slices: int, skip: Collection[int] = ()) -> SlabSums:
     """Sum sampled pixels of a slab.
 
     Parameters

@@ -711,22 +711,32 @@ def open_volume(
             _parse_level(url, group, multiscale, dataset, channel)
             for dataset in multiscale["datasets"]
         )
-        image_label = ome.get("image-label") or {}
-        classes = {
-            int(entry["label-value"]): str(entry["name"])
-            for entry in image_label.get("properties", [])
-            if "name" in entry
-        }
-        colors = {
-            int(entry["label-value"]): "#" + bytes(entry["rgba"][:3]).hex()
-            for entry in image_label.get("colors", [])
-            if "rgba" in entry
-        }
+        classes, colors = _label_names(ome.get("image-label") or {}, where)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"the OME metadata of {where} is malformed: {error!r}") from error
     if not levels:
         raise ValueError(f"the OME metadata of {where} is malformed: it names no level")
     return Volume(url, group, levels, classes, colors, version, own)
+
+
+def _label_names(
+    image_label: Mapping[str, Any], where: str
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Read names and ``#rrggbb`` colours of label values."""
+    try:
+        classes = {
+            int(entry["label-value"]): str(entry["name"])
+            for entry in image_label.get("properties") or ()
+            if "name" in entry
+        }
+        colors = {
+            int(entry["label-value"]): "#" + bytes(entry["rgba"][:3]).hex()
+            for entry in image_label.get("colors") or ()
+            if "rgba" in entry
+        }
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"the label names of {where} are malformed: {error}") from error
+    return classes, colors
 
 
 def _parse_level(
@@ -756,16 +766,16 @@ def _parse_level(
         if not 0 <= index < extent:
             raise ValueError(f"axis {name} has {extent} entries. Received: {index}")
         leading.append(index)
-    scale, origin = np.ones(3), np.zeros(3)
-    for step in (
+    steps = [
         *dataset["coordinateTransformations"],
         *multiscale.get("coordinateTransformations", ()),
-    ):
-        if step["type"] == "scale":
-            factor = np.array(step["scale"][-3:], float)
-            scale, origin = scale * factor, origin * factor
-        elif step["type"] == "translation":
-            origin = origin + np.array(step["translation"][-3:], float)
+    ]
+    try:
+        scale, origin = _placement(steps, len(axes))
+    except ValueError as error:
+        raise ValueError(
+            f"the coordinate transformations of {redact(url)}/{path} are malformed: {error}"
+        ) from error
     units = [axis.get("unit") for axis in multiscale["axes"][-3:]]
     per_unit = np.array([NM_PER_UNIT.get(unit, math.nan) for unit in units])
     spacing = scale * per_unit
@@ -782,6 +792,22 @@ def _parse_level(
     )
 
 
+def _placement(steps: Sequence[Any], n_axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chain transformations of the spatial axes into one spacing and one origin, z, y, x."""
+    scale, origin = np.ones(3), np.zeros(3)
+    for step in steps:
+        if step["type"] not in ("scale", "translation"):
+            continue
+        values = np.array(step[step["type"]], float)
+        if values.shape != (n_axes,):
+            raise ValueError(f"a {step['type']} of {n_axes} axes. Received: {values.tolist()}")
+        if step["type"] == "scale":
+            scale, origin = scale * values[-3:], origin * values[-3:]
+        else:
+            origin = origin + values[-3:]
+    return scale, origin
+
+
 def _open_array(url: str, path: str) -> Any:
     """Open an array for reading, after its metadata has been checked."""
     metadata = read_json(url, f"{path}/zarr.json") or read_json(url, f"{path}/.zarray")
@@ -790,7 +816,9 @@ def _open_array(url: str, path: str) -> Any:
     _check_array_metadata(f"{redact(url)}/{path}", metadata)
     try:
         return zarr.open_array(open_store(url), path=path, mode="r")
-    except (ValueError, TypeError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever zarr's parsers of metadata raise
         raise ValueError(f"{redact(url)}/{path} cannot be opened: {error}") from error
 
 
@@ -869,7 +897,7 @@ def _array(url: str, level: Level) -> Any:
     knew the old one must not write by its layout.
     """
     array = _open_array(url, level.path)
-    if tuple(array.shape[-3:]) != level.shape or array.dtype != np.dtype(level.dtype):
+    if tuple(array.shape[-3:]) != level.shape or array.dtype.name != level.dtype:
         raise ValueError(
             f"{redact(url)}/{level.path} has changed since it was opened: {array.dtype} of shape "
             f"{array.shape}, expected {level.dtype} of shape {level.shape}. Open it again"
@@ -910,7 +938,8 @@ def read_box(url: str, level: Level, box: Box) -> np.ndarray:
 def _read_by_zarr(url: str, level: Level, box: Box) -> np.ndarray:
     array = _array(url, level)
     try:
-        return np.asarray(array[(*level.leading, *box.slices)])
+        # Arrays of others may be stored big-endian; what is read is in the order of this machine.
+        return np.asarray(array[(*level.leading, *box.slices)], level.dtype)
     except (ValueError, RuntimeError) as error:
         # zarr reports checksum and codec errors as these two.
         raise DamagedData(f"{redact(url)}/{level.path}, box {box}: {error}") from error

@@ -282,6 +282,19 @@ def examine_hdf5(path: str, dataset: str | None, channel: int | None) -> Source:
     SourceError
         As :func:`cvdask.volume.sources.examine`.
     """
+    try:
+        return _describe_hdf5(path, dataset, channel)
+    except SourceError:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+        # h5py meets corrupt structures wherever it first needs them.
+        raise SourceError(
+            f"{path}: the HDF5 file cannot be read: {type(error).__name__}: {error}. The file is "
+            "corrupt; copy it again"
+        ) from error
+
+
+def _describe_hdf5(path: str, dataset: str | None, channel: int | None) -> Source:
     with open_bytes(path) as file, _open_hdf5(path) as opened:
         name = _clean(dataset, path) if dataset else _the_one(_hdf5_volumes(opened), path)
         found = _hdf5_dataset(opened, name, path)

@@ -106,10 +106,12 @@ def examine_raw(path: str, kind: str, channel: int | None) -> Source:
         layout = _layout(path, kind)
         demand_sizes(layout.shape, layout.dtype.itemsize, path)
         dtype = native_dtype(layout.dtype, path)
+        damaged: list[tuple[int, str]] = []
         if layout.zipped:
             _demand_small(layout, file.size, path)
         else:
-            demand_intact(layout.shape[0], _beyond_end(layout, file.size), path)
+            damaged = _beyond_end(layout, file.size)
+            demand_intact(layout.shape[0], damaged, path)
         return Source(
             kind=kind,
             path=path,
@@ -120,7 +122,7 @@ def examine_raw(path: str, kind: str, channel: int | None) -> Source:
             voxel_size_nm=layout.voxel_size_nm,
             first_number=None,
             missing=(),
-            damaged=() if layout.zipped else tuple(_beyond_end(layout, file.size)),
+            damaged=tuple(damaged),
             fingerprint=file_fingerprint(path, file),
             row_access=not layout.zipped,
             stored_bytes=file.size,
@@ -226,10 +228,10 @@ def _mrc_layout(path: str) -> RawLayout:
             f"{path}: a source is one volume. Received: a stack of volumes (ISPG "
             f"{int(header.ispg)}). Export one of them"
         )
-    order = (int(header.mapc), int(header.mapr), int(header.maps))
-    if order not in ((1, 2, 3), (0, 0, 0)):
+    axes = (int(header.mapc), int(header.mapr), int(header.maps))
+    if axes not in ((1, 2, 3), (0, 0, 0)):
         raise SourceError(
-            f"{path}: columns, rows and sections must be x, y, z (1, 2, 3). Received: {order}. "
+            f"{path}: columns, rows and sections must be x, y, z (1, 2, 3). Received: {axes}. "
             "Export the volume in standard orientation"
         )
     intervals = (int(header.mz), int(header.my), int(header.mx))
@@ -237,26 +239,23 @@ def _mrc_layout(path: str) -> RawLayout:
     sizes = [a / n if n > 0 else None for a, n in zip(lengths, intervals, strict=True)]
     return RawLayout(
         offset=1024 + int(header.nsymbt),
-        dtype=_mrc_dtype(header, path),
+        dtype=_mrc_dtype(header, head, order, path),
         shape=shape,
         voxel_size_nm=checked_voxel_size(sizes, 0.1),  # Å
     )
 
 
-def _mrc_dtype(header: Any, path: str) -> np.dtype:
+def _mrc_dtype(header: Any, head: bytes, order: str, path: str) -> np.dtype:
     """Return the dtype of a mode, in the byte order of the header.
 
     Mode 0 is signed in MRC2014, but unsigned in files of older programs. IMOD says which in a
     flag; without one, a header minimum or maximum outside the other range decides.
     """
-    order = header.mode.dtype.byteorder
     mode = int(header.mode)
     if mode == 0:
-        extra = header.extra1.tobytes() + header.exttyp.tobytes() + header.nversion.tobytes()
-        words = np.frombuffer(extra + header.extra2.tobytes(), header.nx.dtype)
-        # IMOD's stamp and flags lie at bytes 152 and 156, words 14 and 15 of what follows byte 96.
-        if words[14] == _IMOD_STAMP:
-            return np.dtype("i1" if words[15] & 1 else "u1")
+        stamp, flags = np.frombuffer(head, order + "i4", 2, 152)
+        if stamp == _IMOD_STAMP:
+            return np.dtype("i1" if flags & 1 else "u1")
         return np.dtype("u1" if float(header.dmin) >= 0 and float(header.dmax) > 127 else "i1")
     codes = {1: "i2", 2: "f4", 6: "u2", 12: "f2"}
     if mode not in codes:
@@ -264,7 +263,7 @@ def _mrc_dtype(header: Any, path: str) -> np.dtype:
             f"{path}: an MRC volume must have mode 0, 1, 2, 6 or 12 (integers, 32- or 16-bit "
             f"floats). Received: mode {mode}. Convert it, for example with newstack -mode"
         )
-    return np.dtype(codes[mode]).newbyteorder(order)
+    return np.dtype(order + codes[mode])
 
 
 # NIfTI
@@ -284,21 +283,23 @@ def _nifti_layout(path: str) -> RawLayout:
             # Unchecked: nibabel's check mends what it dislikes, voxel sizes of 0 to 1 among it.
             header = kind(head[: 540 if two else 348], check=False)
             dtype = header.get_data_dtype()
-    except (
-        nibabel.spatialimages.HeaderDataError,
-        ValueError,
-        EOFError,
-        zlib.error,
-        OSError,
-    ) as error:
+            unit = str(header.get_xyzt_units()[0])
+            start = float(header["vox_offset"])
+    except Exception as error:  # nibabel raises whatever a corrupt field leads to
         raise SourceError(
-            f"{path}: the NIfTI header cannot be read: {error}. The file is corrupt or no NIfTI"
+            f"{path}: the NIfTI header cannot be read: {type(error).__name__}: {error}. The file "
+            "is corrupt or no NIfTI file"
         ) from error
-    magic = bytes(header["magic"].tobytes())
+    magic = header["magic"].tobytes()
     if not magic.startswith((b"n+1", b"n+2")):
         raise SourceError(
             f"{path}: a NIfTI source is one file, .nii or .nii.gz. Received: magic {magic[:4]!r}. "
             "Convert the pair of .hdr and .img"
+        )
+    if not (math.isfinite(start) and start >= 0) or not 1 <= int(header["dim"][0]) <= 7:
+        raise SourceError(
+            f"{path}: the NIfTI header is corrupt. Received: voxels at byte {start}, "
+            f"{int(header['dim'][0])} axes"
         )
     n_axes = int(header["dim"][0])
     extents = [int(v) for v in header["dim"][1 : 1 + n_axes]]
@@ -311,17 +312,16 @@ def _nifti_layout(path: str) -> RawLayout:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or slope == 0:  # the standard: then values are as stored
         slope, intercept = 1.0, 0.0
+    # A unit "unknown" is no length: the customary mm would be wrong by 10^5 for microscopy.
     zooms = [float(v) for v in header["pixdim"][1:4]]
-    # "unknown" is no length: the customary millimetres would be wrong by 10^5 for microscopy.
-    scale = unit_nm(header.get_xyzt_units()[0])
     return RawLayout(
-        offset=int(header["vox_offset"]) or len(head),
-        dtype=header.get_data_dtype(),
+        offset=max(int(start), header.sizeof_hdr + 4),
+        dtype=dtype,
         shape=(spatial[2], spatial[1], spatial[0]),
         slope=slope,
         intercept=intercept if math.isfinite(intercept) else 0.0,
         zipped=zipped,
-        voxel_size_nm=checked_voxel_size(zooms[::-1], scale),
+        voxel_size_nm=checked_voxel_size(zooms[::-1], unit_nm(unit)),
     )
 
 

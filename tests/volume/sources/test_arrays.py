@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pytest
 import tensorstore
 import zarr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cvdask.volume.boxes import Box
 from cvdask.volume.sources import Source, SourceError, arrays, examine, read
@@ -161,6 +162,23 @@ def test_hdf5_that_breaks_off(tmp_path: Path, keep: int):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(SourceError, match=r"a\.h5"):
         examine(path)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 1 << 12), st.integers(0, 255)), max_size=4))
+def test_hdf5_any_damage_is_an_error_or_reported(tmp_path: Path, changes: list[tuple[int, int]]):
+    path = write_hdf5(tmp_path / "a.h5", a=counted((3, 5, 7)))
+    data = bytearray(path.read_bytes())
+    for position, value in changes:
+        data[position % len(data)] = value
+    path.write_bytes(data)
+    try:
+        source = examine(path)
+    except SourceError:
+        return
+    box = Box.whole(source.shape).intersect(Box((0, 0, 0), (64, 128, 128)))
+    voxels, _ = read(source, box)
+    assert voxels.shape == box.shape
 
 
 # zarr

@@ -12,7 +12,8 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cvdask.volume.boxes import Box
 from cvdask.volume.sources import Source, SourceError, examine, raw, read
@@ -25,7 +26,7 @@ def counted(shape: tuple[int, ...], dtype: str = "u1") -> npt.NDArray:
 
 def write_mrc(path: Path, voxels: npt.NDArray, voxel_size: Any = (50, 60, 300)) -> Path:
     """Write an MRC file; the voxel size is x, y, z in Å."""
-    with mrcfile.new(path, voxels) as file:
+    with mrcfile.new(path, voxels, overwrite=True) as file:
         file.voxel_size = voxel_size
     return path
 
@@ -251,6 +252,31 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[npt.NDArray, list[S
         examine(write_nifti(folder / "a.nii.gz", voxels)),
         examine(change(write_nifti(folder / "b.nii", voxels), 112, struct.pack("<ff", 1, 0))),
     ]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["a.mrc", "a.nii", "a.nii.gz"]),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    keep=st.floats(0, 1) | st.just(1.0),
+)
+def test_any_damage_is_an_error_or_reported(
+    tmp_path: Path, name: str, changes: list[tuple[int, int]], keep: float
+):
+    path = tmp_path / name
+    write = write_mrc if name == "a.mrc" else write_nifti
+    data = bytearray(write(path, counted((3, 5, 7), "i2")).read_bytes())
+    for position, value in changes:
+        data[position % len(data)] = value
+    path.write_bytes(data[: int(keep * len(data))])
+    try:
+        source = examine(path)
+    except SourceError:
+        return
+    box = Box.whole(source.shape).intersect(Box((0, 0, 0), (64, 128, 128)))
+    voxels, reasons = read(source, box)
+    assert voxels.shape == box.shape
+    assert set(reasons) <= set(range(box.shape[0]))
 
 
 @given(box=boxes((3, 5, 7)))
