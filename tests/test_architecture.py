@@ -48,8 +48,15 @@ MAY_IMPORT = {
     "cvdask.engine": (),
     "cvdask.engine.*": ENGINE,
     "cvdask.volume.phantom": (*ENGINE, "cvdask.volume.cell", "cvdask.volume.pyramid"),
+    "cvdask.volume.slabs": (
+        *STORE,
+        "cvdask.engine.ledger",
+        "cvdask.volume.sources*",
+        "cvdask.volume.slice_statistics",
+    ),
     "cvdask.volume.ingest": (
         *ENGINE,
+        "cvdask.volume.slabs",
         "cvdask.volume.sources*",
         "cvdask.volume.slice_statistics",
         "cvdask.volume.verify",

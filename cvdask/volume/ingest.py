@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,13 @@ from cvdask.engine.cluster import Pool, connect
 from cvdask.engine.ledger import Record
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, Summary
-from cvdask.errors import DamagedData
-from cvdask.volume.boxes import Block, Box, Grid
+from cvdask.volume.boxes import Box, Grid
 from cvdask.volume.colors import PALETTE, UNANNOTATED
-from cvdask.volume.objects import count_read, is_remote, normalize_url, redact
+from cvdask.volume.objects import is_remote, normalize_url, redact
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
-from cvdask.volume.slice_statistics import SliceSums, find_suspects, sum_slices
-from cvdask.volume.sources import Source, SourceError, examine, read
+from cvdask.volume.slabs import Conversion, Damaged, SlabJob, write_image_slab, write_label_slab
+from cvdask.volume.slice_statistics import SliceSums, find_suspects
+from cvdask.volume.sources import Source, SourceError, examine
 from cvdask.volume.store import (
     Volume,
     check_voxel_size,
@@ -42,18 +42,13 @@ from cvdask.volume.store import (
     open_volume,
     publish,
     storage_shapes,
-    write_box,
 )
 from cvdask.volume.verify import Verification, verify
-
-Damaged = Literal["refuse", "hole", "interpolate"]
 
 # Bytes of a slab: what a task holds of the source. A few per worker fit any node.
 SLAB_BYTES = 2**28
 # A band of rows, where the source can be read by rows.
 BAND_ROWS = 512
-# Different ids of a class image that are listed when they have no name.
-MANY_IDS = 1000
 
 
 @dataclass(frozen=True)
@@ -80,34 +75,6 @@ class Ingested:
     slices: Mapping[str, Any] | None = None
     verification: Verification | None = None
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Conversion:
-    """How values become voxels: a linear map onto the whole range of an integer type."""
-
-    dtype: str
-    low: float | None = None
-    high: float | None = None
-
-    def apply(self, data: np.ndarray) -> np.ndarray:
-        if self.low is None or self.high is None:
-            return data if data.dtype == self.dtype else data.astype(self.dtype)
-        top = np.iinfo(self.dtype).max
-        scaled = (data.astype(np.float64) - self.low) * (top / (self.high - self.low))
-        return np.clip(np.floor(scaled + 0.5), 0, top).astype(self.dtype)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a task needs besides its block."""
-
-    source: Source
-    volume: Volume
-    conversion: _Conversion
-    damaged: Damaged
-    bad_slices: tuple[int, ...] = ()
-    label_slices: tuple[int, ...] | None = None
 
 
 def ingest(
@@ -257,7 +224,7 @@ def ingest(
     )
 
 
-def plan_ingest(job: _Job) -> Plan:
+def plan_ingest(job: SlabJob) -> Plan:
     """Plan one array: blocks are slabs of whole shards, as wide as the source is read."""
     volume, source = job.volume, job.source
     level = volume.levels[0]
@@ -283,6 +250,12 @@ def plan_ingest(job: _Job) -> Plan:
     )
 
 
+def _fill(job: SlabJob, plan: Plan, pool: Pool) -> Summary:
+    remember = partial(_remember_labels, job) if job.volume.is_labels else partial(_remember, job)
+    work = write_label_slab if job.volume.is_labels else write_image_slab
+    return fill([job.volume], plan, partial(work, job), remember=remember, client=pool)
+
+
 # ---------------------------------------------------------------------------------------------
 # Before work: options, places, jobs
 
@@ -293,7 +266,7 @@ def _check_options(
     damaged: str,
     as_labels: str | None,
     labels: object,
-) -> _Conversion:
+) -> Conversion:
     if damaged not in ("refuse", "hole", "interpolate"):
         raise ValueError(
             f"damaged slices are treated by refuse, hole or interpolate. Received: {damaged!r}"
@@ -305,7 +278,7 @@ def _check_options(
             f"a conversion needs both dtype and value_range. Received: {dtype} and {value_range}"
         )
     if dtype is None or value_range is None:
-        return _Conversion("")
+        return Conversion("")
     if dtype not in ("uint8", "uint16"):
         raise ValueError(f"images are converted to uint8 or uint16. Received: {dtype}")
     low, high = (float(v) for v in value_range)
@@ -313,7 +286,7 @@ def _check_options(
         raise ValueError(f"a value range needs a finite low < high. Received: {low}, {high}")
     if as_labels is not None:
         raise ValueError("label images keep their values; give no dtype and value_range")
-    return _Conversion(dtype, low, high)
+    return Conversion(dtype, low, high)
 
 
 def _check_places(source: Source, out: str | os.PathLike[str], as_labels: str | None) -> None:
@@ -359,13 +332,13 @@ def _jobs(
     as_labels: bool,
     names: Mapping[int, str],
     label_slices: Sequence[int] | None,
-    conversion: _Conversion,
+    conversion: Conversion,
     damaged: Damaged,
     bad_slices: tuple[int, ...],
-) -> tuple[list[_Job], list[str]]:
+) -> tuple[list[SlabJob], list[str]]:
     """Describe the arrays to be filled, image first, and what the user should know of them."""
     warnings: list[str] = []
-    jobs: list[_Job] = []
+    jobs: list[SlabJob] = []
     label_source = source if as_labels else (examine(labels) if labels is not None else None)
     if as_labels:
         image = open_volume(out)
@@ -383,7 +356,7 @@ def _jobs(
         )
         _check_bad_slices(source, damaged, bad_slices)
         used = replace(conversion, dtype=kind)
-        jobs.append(_Job(source, image, used, damaged, bad_slices))
+        jobs.append(SlabJob(source, image, used, damaged, bad_slices))
     if label_source is not None:
         jobs.append(_label_job(label_source, image, label_name, names, label_slices))
     elif names or label_slices is not None:
@@ -397,7 +370,7 @@ def _label_job(
     name: str,
     names: Mapping[int, str],
     label_slices: Sequence[int] | None,
-) -> _Job:
+) -> SlabJob:
     """Describe the label image; it must fit the voxels of the image."""
     if np.dtype(source.dtype).kind not in "ui":
         raise SourceError(
@@ -438,7 +411,7 @@ def _label_job(
         chunk_shape=chunk,
         shard_shape=shard,
     )
-    return _Job(source, volume, _Conversion(volume.dtype.name), "refuse", (), placed)
+    return SlabJob(source, volume, Conversion(volume.dtype.name), "refuse", (), placed)
 
 
 def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -500,7 +473,7 @@ def _check_bad_slices(source: Source, damaged: str, bad_slices: Sequence[int]) -
         )
 
 
-def _input(job: _Job) -> dict[str, Any]:
+def _input(job: SlabJob) -> dict[str, Any]:
     source = job.source
     return {
         "path": redact(source.path),
@@ -529,133 +502,10 @@ def _open(volume: Volume) -> Volume:
 
 
 # ---------------------------------------------------------------------------------------------
-# On the workers: one slab
-
-
-def _fill(job: _Job, plan: Plan, pool: Pool) -> Summary:
-    remember = partial(_remember_labels, job) if job.volume.is_labels else partial(_remember, job)
-    work = _write_labels if job.volume.is_labels else _write_slab
-    return fill([job.volume], plan, partial(work, job), remember=remember, client=pool)
-
-
-def _write_slab(job: _Job, block: Block) -> Record:
-    """Read a slab and the slice behind it, mend what is to be mended, write whole shards."""
-    source = job.source
-    bounds = Box.whole(source.shape)
-    wanted = block.write.grow((0, 0, 0), (1, 0, 0)).intersect(bounds)
-    data, unreadable = _read_source(source, wanted)
-    bad = {z: reason for z, reason in unreadable.items() if z < block.write.stop[0]}
-    bad |= dict.fromkeys(source.missing, "missing, a gap in the numbering")
-    bad |= dict.fromkeys(job.bad_slices, "named by bad_slices")
-    # Of what the source holds, so that what is found does not depend on the mending.
-    n_slices = block.write.shape[0]
-    sums = sum_slices(data, wanted.start[0], n_slices, skip={*unreadable, *bad})
-    inside = {z: r for z, r in bad.items() if block.write.start[0] <= z < block.write.stop[0]}
-    data = data[:n_slices]
-    found = {z: reason for z, reason in inside.items() if z not in source.missing}
-    if inside and job.damaged == "refuse":
-        z, reason = next(iter(sorted(inside.items())))
-        raise DamagedData(
-            f"{len(inside)} slices of {redact(source.path)} cannot be read, the first at z = {z}: "
-            f"{reason}. Mend the source, or start over with --damaged hole or interpolate"
-        )
-    holes = [z - block.write.start[0] for z in inside] if job.damaged == "hole" else []
-    for z in inside if job.damaged == "interpolate" else ():
-        data[z - block.write.start[0]] = _between(job, block.write, z)
-    voxels = job.conversion.apply(data)
-    voxels[holes] = 0  # as stored: a value range may call 0 of the source something else
-    shards = write_box(job.volume.url, job.volume.levels[0], block.write, voxels)
-    return {
-        "shards": {job.volume.levels[0].path: shards},
-        "sums": sums.as_lists(),
-        "damaged": {str(z): reason for z, reason in found.items()},
-    }
-
-
-def _read_source(source: Source, box: Box) -> tuple[np.ndarray, dict[int, str]]:
-    """Read a box of the source, and count its share of the file's bytes."""
-    count_read(source.stored_bytes * box.size // Box.whole(source.shape).size)
-    return read(source, box)
-
-
-def _between(job: _Job, box: Box, z: int) -> np.ndarray:
-    """Interpolate a slice from the nearest good slices below and above, wherever they are.
-
-    The same whatever the slab: they are read from the source again where they lie outside it.
-    """
-    below, above = _nearest_good(job, box, z, -1), _nearest_good(job, box, z, 1)
-    if below is None or above is None:
-        known = below or above
-        if known is None:
-            raise DamagedData(f"slice z = {z} cannot be interpolated: no slice can be read")
-        return known[1]
-    (z0, low), (z1, high) = below, above
-    weight = (z - z0) / (z1 - z0)
-    mixed = (1 - weight) * low.astype(np.float64) + weight * high.astype(np.float64)
-    return np.floor(mixed + 0.5) if low.dtype.kind in "ui" else mixed
-
-
-def _nearest_good(job: _Job, box: Box, z: int, step: int) -> tuple[int, np.ndarray] | None:
-    known_bad = {*job.source.missing, *job.bad_slices}
-    z += step
-    while 0 <= z < job.source.shape[0]:
-        if z not in known_bad:
-            one = Box((z, *box.start[1:]), (z + 1, *box.stop[1:]))
-            data, unreadable = _read_source(job.source, one)
-            if not unreadable:
-                return z, data[0]
-        z += step
-    return None
-
-
-def _write_labels(job: _Job, block: Block) -> Record:
-    """Write a slab of a label image; slices without annotation are filled with 255."""
-    unreadable: dict[int, str] = {}
-    if job.label_slices is None:
-        data, unreadable = _read_source(job.source, block.write)
-    else:
-        data = np.full(block.write.shape, UNANNOTATED, job.source.dtype)
-        for number, z in enumerate(job.label_slices):
-            if block.write.start[0] <= z < block.write.stop[0]:
-                one = Box((number, *block.write.start[1:]), (number + 1, *block.write.stop[1:]))
-                part, faults = _read_source(job.source, one)
-                data[z - block.write.start[0]] = part[0]
-                if number in faults:
-                    unreadable[z] = faults[number]
-    if unreadable:
-        z, reason = next(iter(sorted(unreadable.items())))
-        raise DamagedData(
-            f"{redact(job.source.path)}: {len(unreadable)} label slices cannot be read, the first "
-            f"at z = {z}: {reason}"
-        )
-    if data.dtype.kind == "i" and data.size and data.min() < 0:
-        raise ValueError(f"labels are not negative. Received: {data.min()} in box {block.write}")
-    _check_ids(job, data, block)
-    voxels = job.conversion.apply(data)
-    shards = write_box(job.volume.url, job.volume.levels[0], block.write, voxels)
-    return {"shards": {job.volume.levels[0].path: shards}}
-
-
-def _check_ids(job: _Job, data: np.ndarray, block: Block) -> None:
-    """Refuse values without a class name, where classes were named."""
-    if not job.volume.classes:
-        return
-    known = np.array([0, *job.volume.classes, UNANNOTATED], dtype=np.uint64)
-    present = np.unique(data)
-    unknown = present[~np.isin(present.astype(np.uint64), known)]
-    if unknown.size:
-        raise ValueError(
-            f"every label value is 0, {UNANNOTATED} (not annotated) or one of the classes "
-            f"{dict(job.volume.classes)}. Received: {unknown[:MANY_IDS].tolist()} in box "
-            f"{block.write}. Name all classes, or none"
-        )
-
-
-# ---------------------------------------------------------------------------------------------
 # Afterwards: what the slices look like
 
 
-def _remember(job: _Job, records: Iterator[Record]) -> Mapping[str, Any]:
+def _remember(job: SlabJob, records: Iterator[Record]) -> Mapping[str, Any]:
     """Gather what is known of the slices: a few numbers for each."""
     sums = SliceSums(job.source.shape[0])
     damaged: dict[str, str] = {}
@@ -674,7 +524,7 @@ def _remember(job: _Job, records: Iterator[Record]) -> Mapping[str, Any]:
     }
 
 
-def _remember_labels(job: _Job, records: Iterator[Record]) -> Mapping[str, Any]:
+def _remember_labels(job: SlabJob, records: Iterator[Record]) -> Mapping[str, Any]:
     if job.label_slices is None:
         return {}
     return {"slices": {"annotated": sorted(job.label_slices)}}

@@ -68,7 +68,7 @@ def test_voxels_size_and_levels_arrive(tmp_path, client, dtype):
 
 def _job_of(result):
     source = ingest_module.examine(result.volume.attributes["provenance"]["inputs"][0]["path"])
-    return ingest_module._Job(source, result.volume, None, "refuse")
+    return ingest_module.SlabJob(source, result.volume, None, "refuse")
 
 
 @pytest.mark.usefixtures("small_slabs")
@@ -368,7 +368,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, tiff, monkeypatch):
     path, _ = tiff
     cvdask.ingest(path, tmp_path / "whole" / "o.zarr", voxel_nm=5)
     done: list[int] = []
-    write = ingest_module._write_slab
+    write = ingest_module.write_image_slab
 
     def stop_at_third(job, block):
         if len(done) == 3:
@@ -377,7 +377,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, tiff, monkeypatch):
         return write(job, block)
 
     monkeypatch.setattr("cvdask.engine.blockwise.BATCH_SECONDS", 0.0)
-    monkeypatch.setattr(ingest_module, "_write_slab", stop_at_third)
+    monkeypatch.setattr(ingest_module, "write_image_slab", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         cvdask.ingest(path, tmp_path / "o.zarr", voxel_nm=5)
     with pytest.raises(ValueError, match="not complete"):
@@ -385,7 +385,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, tiff, monkeypatch):
     again: list[int] = []
     monkeypatch.setattr(
         ingest_module,
-        "_write_slab",
+        "write_image_slab",
         lambda job, block: (again.append(block.index), write(job, block))[1],
     )
     cvdask.ingest(path, tmp_path / "o.zarr", voxel_nm=5)

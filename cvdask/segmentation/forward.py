@@ -1,0 +1,403 @@
+"""How does a trained network classify slices, as fast as the device it is on can?
+
+1. :func:`load_network` builds the network once per process, keyed by the digest of its file.
+2. :meth:`Network.classify` pads the last batch so that every call has the same shape, and calls a
+   function that the backend has compiled for that shape. The grey values travel to the device as
+   they are stored, a byte or two per pixel; normalisation and argmax happen there, and a byte per
+   pixel comes back.
+3. A batch that does not fit the device's memory is halved, for the rest of the process.
+
+One thread computes at a time, on all the cores that the process may use, while others read and
+write: so two tasks per device keep it busy.
+
+Framework libraries are imported when a network is loaded, and not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvdask.segmentation import model_file
+from cvdask.segmentation.model_file import UNet
+from cvdask.volume.objects import redact
+
+PRECISIONS = ("float32", "bfloat16")
+# How Linux names the instructions that multiply bfloat16 numbers.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+# What TensorFlow's graph optimiser calls the same weights with bfloat16 convolutions on a CPU.
+ONEDNN_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
+
+_loading = threading.Lock()
+_computing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network, and how it is to be run: all a worker needs to load it.
+
+    Parameters
+    ----------
+    path : str
+        The model file, as this process and every worker find it.
+    digest : str
+        Its sha256.
+    precision : {"float32", "bfloat16"}
+    n_views : {1, 4, 8}
+        Test-time augmentation: how many flipped and turned views are averaged.
+    threads : int
+        Cores that one call may use, where the framework has not started yet.
+    """
+
+    path: str
+    digest: str
+    precision: str = "float32"
+    n_views: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a network says about some slices.
+
+    Parameters
+    ----------
+    classes : (N, Y, X) uint8
+        Label values, as in the annotations the network was trained on.
+    probabilities : (C, N, Y, X) uint8, or None
+        255 × the probability of each class without the background, classes ascending.
+    batch_size : int
+        Slices per call in the end; less than asked for where the device's memory ran out.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray | None
+    batch_size: int
+
+
+def load_network(settings: NetworkSettings) -> Network:
+    """Return the network of some settings, loaded once per process.
+
+    Raises
+    ------
+    ValueError
+        When the file is damaged, or is not the one with this digest.
+    """
+    with _loading:  # two threads must not both load it
+        return _load(settings)
+
+
+@lru_cache(maxsize=2)
+def _load(settings: NetworkSettings) -> Network:
+    found = model_file.digest(settings.path)
+    if found != settings.digest:
+        raise ValueError(
+            f"every worker must find the model that the run began with, {settings.digest[:12]}…. "
+            f"Received at {redact(settings.path)}: {found[:12]}…. Put the same file there, or "
+            f"start over with --overwrite"
+        )
+    _prepare_framework(settings.threads)
+    with _policy(settings.precision):
+        unet, model = model_file.load(settings.path)
+    return Network(unet, model, settings.precision, settings.n_views)
+
+
+def _prepare_framework(threads: int) -> None:
+    """Set what a framework reads only when it starts; one that has started keeps what it has."""
+    # By default TensorFlow and JAX take all of a GPU's memory at once.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        # A RuntimeError says that it has started: then its user has decided.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def has_gpu() -> bool:
+    """Tell whether the framework sees a GPU. Starts the framework."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        return bool(tensorflow.config.list_physical_devices("GPU"))
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def supports_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether this machine multiplies bfloat16 numbers itself: a GPU, or such a processor."""
+    return has_gpu() or bool(BFLOAT16_FLAGS & _processor_flags(cpuinfo))
+
+
+def _processor_flags(cpuinfo: Path) -> set[str]:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return set()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags.partition(":")[2].split())
+
+
+@contextlib.contextmanager
+def _policy(precision: str) -> Iterator[None]:
+    """Build layers that compute in bfloat16, where TensorFlow's graph optimiser does not do it."""
+    import keras
+
+    if precision == "float32" or _by_graph_optimiser():
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _by_graph_optimiser() -> bool:
+    import keras
+
+    return bool(keras.backend.backend() == "tensorflow" and not has_gpu())
+
+
+class Network:
+    """A network on this process's device.
+
+    Parameters
+    ----------
+    unet : UNet
+        What it was trained for.
+    model : keras.Model
+        (B, Y, X, 1) float32 to (B, Y, X, C) float32 probabilities.
+    precision, n_views
+        See :class:`NetworkSettings`.
+    """
+
+    def __init__(
+        self, unet: UNet, model: Any, precision: str = "float32", n_views: int = 1
+    ) -> None:
+        self.unet = unet
+        self.precision = precision
+        self.views = [(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(n_views)]
+        self._forward = _compile(model, unet)
+        # Slices per call that the device's memory has turned out to hold, by their shape.
+        self._fitting: dict[tuple[int, ...], int] = {}
+
+    def predict(self, images: np.ndarray, batch_size: int = 1) -> np.ndarray:
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        images : (N, Y, X) grey values as stored
+            Y and X multiples of the network's stride.
+        batch_size : int
+            Slices per call.
+
+        Returns
+        -------
+        (N, Y, X, C) float32
+            Background first, then classes ascending.
+        """
+        batches = self._run(images, batch_size, lambda total: _to_numpy(total))
+        return np.concatenate([part for part, _ in batches])
+
+    def classify(
+        self, images: np.ndarray, batch_size: int = 1, *, probabilities: bool = False
+    ) -> Classified:
+        """Return the label value of every pixel.
+
+        Parameters
+        ----------
+        images, batch_size
+            As in :meth:`predict`.
+        probabilities : bool
+            Return quantised probabilities too.
+
+        Raises
+        ------
+        MemoryError
+            When one slice alone does not fit the device.
+        """
+        import keras
+
+        ops = keras.ops
+        values = np.array([0, *sorted(self.unet.classes)], np.uint8)
+
+        def finish(total: Any) -> tuple[np.ndarray, np.ndarray | None]:
+            # (B, Y, X, C) → (B, Y, X): the lowest class where several are equally likely.
+            channel = ops.cast(ops.argmax(total, axis=-1), "uint8")
+            quantised = None
+            if probabilities:
+                rounded = ops.cast(ops.floor(total[..., 1:] * 255 + 0.5), "uint8")
+                quantised = np.moveaxis(_to_numpy(rounded), -1, 0)  # (B, Y, X, C) → (C, B, Y, X)
+            return values[_to_numpy(channel)], quantised
+
+        parts = []
+        smallest = batch_size
+        for part, used in self._run(images, batch_size, finish):
+            parts.append(part)
+            smallest = min(smallest, used)
+        planes = [plane for _, plane in parts if plane is not None]
+        return Classified(
+            np.concatenate([classes for classes, _ in parts]),
+            np.concatenate(planes, axis=1) if planes else None,
+            smallest,
+        )
+
+    def _run(
+        self, images: np.ndarray, batch_size: int, finish: Callable[[Any], Any]
+    ) -> list[tuple[Any, int]]:
+        """Call ``finish`` on the averaged probabilities of each batch, cut to its slices.
+
+        The lock is held for all batches of a call: threads that took turns batch by batch would
+        read at the same time and compute at the same time, and nothing would overlap.
+        """
+        shape = images.shape[1:]
+        out: list[tuple[Any, int]] = []
+        first = 0
+        with _computing, _numerics(self.precision):
+            while first < len(images):
+                size = min(batch_size, self._fitting.get(shape, batch_size))
+                batch = images[first : first + size]
+                n_slices = len(batch)
+                if n_slices < size:
+                    batch = np.concatenate([batch, np.zeros((size - n_slices, *shape), batch.dtype)])
+                try:
+                    out.append((finish(self._average(batch)[:n_slices]), size))
+                except Exception as error:
+                    if not _out_of_memory(error):
+                        raise
+                    if size == 1:
+                        raise MemoryError(
+                            f"one slice of {shape[0]} × {shape[1]} pixels does not fit the memory "
+                            f"of the device. Use smaller blocks, such as --block-yx "
+                            f"{shape[0] // 2} {shape[1] // 2}"
+                        ) from error
+                    self._fitting[shape] = size // 2
+                    continue
+                first += n_slices
+        return out
+
+    def _average(self, batch: np.ndarray) -> Any:
+        """Average the probabilities of all views of a batch: (B, Y, X) to (B, Y, X, C)."""
+        import keras
+
+        ops = keras.ops
+        total: Any = None
+        for turned, flip_y, flip_x in self.views:
+            view = batch.swapaxes(1, 2) if turned else batch
+            view = view[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1]
+            one = self._forward(np.ascontiguousarray(view))
+            axes = [axis for axis, flipped in ((1, flip_y), (2, flip_x)) if flipped]
+            one = ops.flip(one, axis=axes) if axes else one
+            one = ops.transpose(one, (0, 2, 1, 3)) if turned else one
+            total = one if total is None else total + one
+        return total / len(self.views) if len(self.views) > 1 else total
+
+
+def _compile(model: Any, unet: UNet) -> Callable[[np.ndarray], Any]:
+    """Return a compiled function from (B, Y, X) grey values to (B, Y, X, C) probabilities.
+
+    The backend compiles it anew for every shape.
+    """
+    import keras
+
+    ops = keras.ops
+
+    def normalise(images: Any) -> Any:
+        grey = (ops.cast(images, "float32") - unet.mean) / unet.sd
+        return ops.expand_dims(grey, -1)  # (B, Y, X) → (B, Y, X, 1)
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        # Measured on CPUs: XLA makes convolutions a fifth slower.
+        @tensorflow.function(jit_compile=has_gpu())
+        def by_tensorflow(images: Any) -> Any:
+            return ops.cast(model(normalise(images), training=False), "float32")
+
+        return lambda images: by_tensorflow(tensorflow.constant(images))
+    if backend == "jax":
+        import jax
+
+        trained = [variable.value for variable in model.trainable_variables]
+        fixed = [variable.value for variable in model.non_trainable_variables]
+
+        @jax.jit
+        def by_jax(trained: Any, fixed: Any, images: Any) -> Any:
+            with jax.default_matmul_precision("float32"):
+                out, _ = model.stateless_call(trained, fixed, normalise(images), training=False)
+            return ops.cast(out, "float32")
+
+        return lambda images: by_jax(trained, fixed, images)
+    import torch
+
+    def by_torch(images: np.ndarray) -> Any:
+        with torch.no_grad():
+            return ops.cast(model(normalise(images), training=False), "float32")
+
+    return by_torch
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    import keras
+
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+@contextlib.contextmanager
+def _numerics(precision: str) -> Iterator[None]:
+    """Let TensorFlow compute in this precision, and leave its settings as they were.
+
+    They belong to the process: a training in the same session must not change with them. float32
+    means float32, also on GPUs, which would round the factors of a product to 10 bits (TF32).
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow
+
+    config, optimiser = tensorflow.config.experimental, tensorflow.config.optimizer
+    rounded = config.tensor_float_32_execution_enabled()
+    before = bool(optimiser.get_experimental_options().get(ONEDNN_BFLOAT16, False))
+    config.enable_tensor_float_32_execution(precision != "float32")
+    wanted = precision == "bfloat16" and _by_graph_optimiser()
+    optimiser.set_experimental_options({ONEDNN_BFLOAT16: wanted})
+    try:
+        yield
+    finally:
+        config.enable_tensor_float_32_execution(rounded)
+        optimiser.set_experimental_options({ONEDNN_BFLOAT16: before})
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether a device's memory ran out: every backend has its own words for it."""
+    words = f"{type(error).__name__}: {error}".lower()
+    signs = ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)

@@ -1,0 +1,44 @@
+"""Which layers does our network need that Keras does not have?
+
+One: the trainable linear unit. It is written with ``keras.ops``, so TensorFlow, JAX and PyTorch all
+run it. Importing this module imports Keras.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable(package="cvdask")
+class TrainableLinearUnit(keras.layers.Layer):
+    """Scale what is negative by α and the rest by β, both learned, one pair per channel.
+
+    f(x) = αx where x < 0, and βx elsewhere. It starts as a rectifier, α = 0 and β = 1. The last
+    axis holds the channels.
+
+    Examples
+    --------
+    >>> unit = TrainableLinearUnit()
+    >>> unit.build((None, 3))
+    >>> unit.set_weights([[0.5, 0.0, 0.0], [1.0, 2.0, 1.0]])  # α, β
+    >>> unit(keras.ops.convert_to_tensor([[-4.0, 3.0, -1.0]])).numpy().tolist()
+    [[-2.0, 6.0, -0.0]]
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create α and β, (C,) each."""
+        shape = (input_shape[-1],)
+        self.alpha = self.add_weight(name="alpha", shape=shape, initializer="zeros")
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="ones")
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """Apply the unit; the shape stays, (..., C)."""
+        # One selection and one product: half the passes over memory of α·min(x, 0) + β·max(x, 0).
+        return inputs * keras.ops.where(inputs < 0, self.alpha, self.beta)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return the shape of the input."""
+        return input_shape
