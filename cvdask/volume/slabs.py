@@ -36,6 +36,7 @@ class Conversion:
     high: float | None = None
 
     def apply(self, data: np.ndarray) -> np.ndarray:
+        """Convert values; without a range they keep theirs and change type only."""
         if self.low is None or self.high is None:
             return data if data.dtype == self.dtype else data.astype(self.dtype)
         top = np.iinfo(self.dtype).max
