@@ -153,8 +153,8 @@ def run(
         check_plan(plan, pool.slots, pool.worker_bytes, summary.n_resumed)
         job = _Job(function, plan.grid, ledger, mask, retries)
         note = f"dashboard: {pool.dashboard}" if pool.dashboard else None
-        with ProgressBar(plan.stage, int((~done).sum()), note) as bar:
-            failures = _drive(pool, job, np.flatnonzero(~done), summary, bar)
+        with ProgressBar(plan.stage, len(done) - summary.n_resumed, note) as bar:
+            failures = _drive(pool, job, done, summary, bar)
     summary.seconds = time.perf_counter() - started
     note_summary(summary)
     if failures:
@@ -165,7 +165,7 @@ def run(
 
 
 def _drive(
-    pool: Pool, job: _Job, wanted: np.ndarray, summary: Summary, bar: ProgressBar
+    pool: Pool, job: _Job, done: np.ndarray, summary: Summary, bar: ProgressBar
 ) -> list[Failure]:
     """Keep a window of batches under way until all blocks have ended."""
     failures: list[Failure] = []
@@ -178,13 +178,12 @@ def _drive(
         while len(under_way) < WINDOW_PER_SLOT * pool.slots and not _hopeless(failures, summary):
             if again:
                 numbers: Sequence[int] = [again.pop()]
-            elif position < len(wanted):
-                numbers = wanted[position : position + batch].tolist()
-                position += len(numbers)
-            elif suspects and not under_way:
+            else:
+                numbers, position = _take(done, position, batch)
+            if not numbers and suspects and not under_way:
                 numbers = [suspects.pop()]
                 alone = True
-            else:
+            if not numbers:
                 break
             under_way[pool.submit(_run_batch, job, numbers)] = numbers
         if not under_way:
@@ -209,6 +208,23 @@ def _drive(
             if report.n_done:
                 per_block = max(report.seconds / report.n_done, 1e-6)
                 batch = int(min(BATCH_SECONDS / per_block, 4 * batch, LARGEST_BATCH)) or 1
+
+
+def _take(done: np.ndarray, position: int, most: int) -> tuple[Sequence[int], int]:
+    """Take the next blocks that are not done, and say where to look on.
+
+    A range where they follow one another, as they mostly do: a few bytes in a task, where a list of
+    a thousand numbers would be what a million blocks leave in the scheduler's memory.
+    """
+    found: list[int] = []
+    while position < len(done) and len(found) < most:
+        part = done[position : position + LARGEST_BATCH]
+        free = (np.flatnonzero(~part)[: most - len(found)] + position).tolist()
+        found += free
+        position = found[-1] + 1 if len(found) == most else position + len(part)
+    if found and found[-1] - found[0] + 1 == len(found):
+        return range(found[0], found[-1] + 1), position
+    return found, position
 
 
 def _hopeless(failures: Sequence[Failure], summary: Summary) -> bool:

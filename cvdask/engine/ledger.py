@@ -60,8 +60,12 @@ class Ledger:
         """
         numbers = sorted(records)
         lines = [json.dumps({"block": n, **records[n]}, separators=(",", ":")) for n in numbers]
-        name = f"{numbers[0]:012d}-{numbers[-1]:012d}-{len(numbers)}.jsonl"
-        write_object(self.url, f"{self._prefix}/{name}", ("\n".join(lines) + "\n").encode())
+        name = f"{numbers[0]:012d}-{numbers[-1]:012d}-{len(numbers)}"
+        if numbers[-1] - numbers[0] + 1 != len(numbers):
+            # Batches with gaps may agree in these three and hold other blocks.
+            name += f"-{hashlib.sha256(str(numbers).encode()).hexdigest()[:16]}"
+        data = ("\n".join(lines) + "\n").encode()
+        write_object(self.url, f"{self._prefix}/{name}.jsonl", data)
 
     def done(self, n_blocks: int) -> np.ndarray:
         """Return which blocks have a marker.
@@ -132,7 +136,7 @@ class Ledger:
 
     @staticmethod
     def _parse(name: str) -> tuple[int, int, int]:
-        first, last, count = name.removesuffix(".jsonl").split("-")
+        first, last, count = name.removesuffix(".jsonl").split("-")[:3]
         return int(first), int(last), int(count)
 
     def _read(self, name: str) -> Iterable[Record]:

@@ -1,11 +1,14 @@
 """How does a trained network classify slices, as fast as the device it is on can?
 
-1. :func:`load_network` builds the network once per process, keyed by the digest of its file.
-2. :meth:`Network.classify` pads the last batch so that every call has the same shape, and calls a
-   function that the backend has compiled for that shape. The grey values travel to the device as
+1. :func:`load_network` builds the network once per process, keyed by the digest of its file, with
+   the batch normalisation folded into the convolutions.
+2. :meth:`Network.classify` divides slices into batches of one shape and calls a function that the
+   backend has compiled. The grey values travel to the device as
    they are stored, a byte or two per pixel; normalisation and argmax happen there, and a byte per
    pixel comes back.
-3. A batch that does not fit the device's memory is halved, for the rest of the process.
+3. Height and width are filled up there too, with zeros after normalisation, at the upper ends, to
+   the next multiples of the stride: ``segmentation.unet`` says why just so.
+4. A batch that does not fit the device's memory is halved, for the rest of the process.
 
 One thread computes at a time, on all the cores that the process may use, while others read and
 write: so two tasks per device keep it busy.
@@ -26,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from cvdask.engine.cluster import machine_limits
 from cvdask.segmentation import model_file
 from cvdask.segmentation.model_file import UNet
+from cvdask.segmentation.unet import fold, stride
 from cvdask.volume.objects import redact
 
 PRECISIONS = ("float32", "bfloat16")
@@ -54,7 +59,9 @@ class NetworkSettings:
     n_views : {1, 4, 8}
         Test-time augmentation: how many flipped and turned views are averaged.
     threads : int
-        Cores that one call may use, where the framework has not started yet.
+        Tasks that a worker process runs at the same time: it may use at least as many cores.
+    processes : int
+        Worker processes that share a machine, and its cores.
     """
 
     path: str
@@ -62,6 +69,7 @@ class NetworkSettings:
     precision: str = "float32"
     n_views: int = 1
     threads: int = 1
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Classified:
     probabilities : (C, N, Y, X) uint8, or None
         255 × the probability of each class without the background, classes ascending.
     batch_size : int
-        Slices per call in the end; less than asked for where the device's memory ran out.
+        Slices per call that were possible: less than asked for where the device's memory ran out.
     """
 
     classes: np.ndarray
@@ -104,14 +112,23 @@ def _load(settings: NetworkSettings) -> Network:
             f"Received at {redact(settings.path)}: {found[:12]}…. Put the same file there, or "
             f"start over with --overwrite"
         )
-    _prepare_framework(settings.threads)
-    with _policy(settings.precision):
-        unet, model = model_file.load(settings.path)
+    cores = machine_limits().cores
+    _prepare_framework(min(cores, max(settings.threads, cores // settings.processes)))
+    unet, model = model_file.load(settings.path)
+    lowered = settings.precision == "bfloat16" and not _by_graph_optimiser()
+    policy = "mixed_bfloat16" if lowered else "float32"
+    model = fold(unet.architecture, model, precision=policy)
     return Network(unet, model, settings.precision, settings.n_views)
 
 
 def _prepare_framework(threads: int) -> None:
-    """Set what a framework reads only when it starts; one that has started keeps what it has."""
+    """Set what a framework reads only when it starts; one that has started keeps what it has.
+
+    Parameters
+    ----------
+    threads : int
+        Cores that a call may use.
+    """
     # By default TensorFlow and JAX take all of a GPU's memory at once.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -161,23 +178,11 @@ def _processor_flags(cpuinfo: Path) -> set[str]:
     return set(flags.partition(":")[2].split())
 
 
-@contextlib.contextmanager
-def _policy(precision: str) -> Iterator[None]:
-    """Build layers that compute in bfloat16, where TensorFlow's graph optimiser does not do it."""
-    import keras
-
-    if precision == "float32" or _by_graph_optimiser():
-        yield
-        return
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
 def _by_graph_optimiser() -> bool:
+    """Tell whether TensorFlow's graph optimiser lowers the precision, rather than the layers.
+
+    On a CPU it is the faster way: it keeps a whole chain of layers in bfloat16.
+    """
     import keras
 
     return bool(keras.backend.backend() == "tensorflow" and not has_gpu())
@@ -202,7 +207,7 @@ class Network:
         self.unet = unet
         self.precision = precision
         self.views = [(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(n_views)]
-        self._forward = _compile(model, unet)
+        self._forward = _compile(model)
         # Slices per call that the device's memory has turned out to hold, by their shape.
         self._fitting: dict[tuple[int, ...], int] = {}
 
@@ -212,7 +217,6 @@ class Network:
         Parameters
         ----------
         images : (N, Y, X) grey values as stored
-            Y and X multiples of the network's stride.
         batch_size : int
             Slices per call.
 
@@ -221,8 +225,8 @@ class Network:
         (N, Y, X, C) float32
             Background first, then classes ascending.
         """
-        batches = self._run(images, batch_size, lambda total: _to_numpy(total))
-        return np.concatenate([part for part, _ in batches])
+        batches, _ = self._run(images, batch_size, _to_numpy)
+        return np.concatenate(batches)
 
     def classify(
         self, images: np.ndarray, batch_size: int = 1, *, probabilities: bool = False
@@ -244,7 +248,7 @@ class Network:
         import keras
 
         ops = keras.ops
-        values = np.array([0, *sorted(self.unet.classes)], np.uint8)
+        values = np.array(self.unet.values, np.uint8)
 
         def finish(total: Any) -> tuple[np.ndarray, np.ndarray | None]:
             # (B, Y, X, C) → (B, Y, X): the lowest class where several are equally likely.
@@ -255,38 +259,41 @@ class Network:
                 quantised = np.moveaxis(_to_numpy(rounded), -1, 0)  # (B, Y, X, C) → (C, B, Y, X)
             return values[_to_numpy(channel)], quantised
 
-        parts = []
-        smallest = batch_size
-        for part, used in self._run(images, batch_size, finish):
-            parts.append(part)
-            smallest = min(smallest, used)
+        parts, limit = self._run(images, batch_size, finish)
         planes = [plane for _, plane in parts if plane is not None]
         return Classified(
             np.concatenate([classes for classes, _ in parts]),
             np.concatenate(planes, axis=1) if planes else None,
-            smallest,
+            limit,
         )
 
     def _run(
         self, images: np.ndarray, batch_size: int, finish: Callable[[Any], Any]
-    ) -> list[tuple[Any, int]]:
+    ) -> tuple[list[Any], int]:
         """Call ``finish`` on the averaged probabilities of each batch, cut to its slices.
 
         The lock is held for all batches of a call: threads that took turns batch by batch would
         read at the same time and compute at the same time, and nothing would overlap.
         """
         shape = images.shape[1:]
-        out: list[tuple[Any, int]] = []
-        first = 0
+        out: list[Any] = []
+        limit = size = batch_size
         with _computing, _numerics(self.precision):
+            first = 0
             while first < len(images):
-                size = min(batch_size, self._fitting.get(shape, batch_size))
+                if not out or size > limit:
+                    # Even parts, so that little is computed for nothing: 5 slices by 4 are 3 and 2.
+                    limit = min(batch_size, self._fitting.get(shape, batch_size))
+                    size = -(-(len(images) - first) // -(-(len(images) - first) // limit))
                 batch = images[first : first + size]
                 n_slices = len(batch)
                 if n_slices < size:
-                    batch = np.concatenate([batch, np.zeros((size - n_slices, *shape), batch.dtype)])
+                    batch = np.concatenate(
+                        [batch, np.zeros((size - n_slices, *shape), batch.dtype)]
+                    )
                 try:
-                    out.append((finish(self._average(batch)[:n_slices]), size))
+                    average = self._average(batch)  # (size, Y, X, C)
+                    out.append(finish(average[:n_slices]))
                 except Exception as error:
                     if not _out_of_memory(error):
                         raise
@@ -296,51 +303,57 @@ class Network:
                             f"of the device. Use smaller blocks, such as --block-yx "
                             f"{shape[0] // 2} {shape[1] // 2}"
                         ) from error
-                    self._fitting[shape] = size // 2
+                    limit = self._fitting[shape] = size // 2
                     continue
                 first += n_slices
-        return out
+        return out, limit
 
     def _average(self, batch: np.ndarray) -> Any:
         """Average the probabilities of all views of a batch: (B, Y, X) to (B, Y, X, C)."""
         import keras
 
         ops = keras.ops
+        height, width = batch.shape[1:]
+        image = self._normalise(batch)  # (B, Y', X', 1), multiples of the stride
         total: Any = None
         for turned, flip_y, flip_x in self.views:
-            view = batch.swapaxes(1, 2) if turned else batch
-            view = view[:, :: -1 if flip_y else 1, :: -1 if flip_x else 1]
-            one = self._forward(np.ascontiguousarray(view))
             axes = [axis for axis, flipped in ((1, flip_y), (2, flip_x)) if flipped]
-            one = ops.flip(one, axis=axes) if axes else one
+            view = ops.flip(image, axis=axes) if axes else image
+            view = ops.transpose(view, (0, 2, 1, 3)) if turned else view
+            one = self._forward(view)  # (B, Y', X', C)
             one = ops.transpose(one, (0, 2, 1, 3)) if turned else one
+            one = ops.flip(one, axis=axes) if axes else one
             total = one if total is None else total + one
-        return total / len(self.views) if len(self.views) > 1 else total
+        total = total / len(self.views) if len(self.views) > 1 else total
+        return total[:, :height, :width]
+
+    def _normalise(self, batch: np.ndarray) -> Any:
+        import keras
+
+        ops = keras.ops
+        step = stride(self.unet.architecture)
+        grey = (ops.cast(ops.convert_to_tensor(batch), "float32") - self.unet.mean) / self.unet.sd
+        fill = [(0, 0), *((0, -extent % step) for extent in batch.shape[1:])]
+        return ops.expand_dims(ops.pad(grey, fill), -1)  # (B, Y, X) → (B, Y', X', 1)
 
 
-def _compile(model: Any, unet: UNet) -> Callable[[np.ndarray], Any]:
-    """Return a compiled function from (B, Y, X) grey values to (B, Y, X, C) probabilities.
-
-    The backend compiles it anew for every shape.
-    """
+def _compile(model: Any) -> Callable[[Any], Any]:
+    """Return a compiled function from (B, Y, X, 1) images to (B, Y, X, C) probabilities."""
     import keras
-
-    ops = keras.ops
-
-    def normalise(images: Any) -> Any:
-        grey = (ops.cast(images, "float32") - unet.mean) / unet.sd
-        return ops.expand_dims(grey, -1)  # (B, Y, X) → (B, Y, X, 1)
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow
 
-        # Measured on CPUs: XLA makes convolutions a fifth slower.
-        @tensorflow.function(jit_compile=has_gpu())
-        def by_tensorflow(images: Any) -> Any:
-            return ops.cast(model(normalise(images), training=False), "float32")
+        # One graph for all shapes: tracing takes a second, and on CPUs a graph for one shape is not
+        # faster. XLA, which compiles for each shape, makes convolutions a fifth slower there.
+        any_shape = tensorflow.TensorSpec((None, None, None, 1), tensorflow.float32)
 
-        return lambda images: by_tensorflow(tensorflow.constant(images))
+        @tensorflow.function(input_signature=[any_shape], jit_compile=has_gpu())
+        def by_tensorflow(image: Any) -> Any:
+            return model(image, training=False)
+
+        return by_tensorflow
     if backend == "jax":
         import jax
 
@@ -348,17 +361,16 @@ def _compile(model: Any, unet: UNet) -> Callable[[np.ndarray], Any]:
         fixed = [variable.value for variable in model.non_trainable_variables]
 
         @jax.jit
-        def by_jax(trained: Any, fixed: Any, images: Any) -> Any:
+        def by_jax(trained: Any, fixed: Any, image: Any) -> Any:
             with jax.default_matmul_precision("float32"):
-                out, _ = model.stateless_call(trained, fixed, normalise(images), training=False)
-            return ops.cast(out, "float32")
+                return model.stateless_call(trained, fixed, image, training=False)[0]
 
-        return lambda images: by_jax(trained, fixed, images)
+        return lambda image: by_jax(trained, fixed, image)
     import torch
 
-    def by_torch(images: np.ndarray) -> Any:
+    def by_torch(image: Any) -> Any:
         with torch.no_grad():
-            return ops.cast(model(normalise(images), training=False), "float32")
+            return model(image, training=False)
 
     return by_torch
 

@@ -22,9 +22,9 @@ class TrainableLinearUnit(keras.layers.Layer):
     --------
     >>> unit = TrainableLinearUnit()
     >>> unit.build((None, 3))
-    >>> unit.set_weights([[0.5, 0.0, 0.0], [1.0, 2.0, 1.0]])  # α, β
-    >>> unit(keras.ops.convert_to_tensor([[-4.0, 3.0, -1.0]])).numpy().tolist()
-    [[-2.0, 6.0, -0.0]]
+    >>> slopes = unit.alpha.assign([0.5, 0.0, 0.5]), unit.beta.assign([1.0, 2.0, 1.0])
+    >>> keras.ops.convert_to_numpy(unit(keras.ops.array([[-4.0, 3.0, 5.0]]))).tolist()
+    [[-2.0, 6.0, 5.0]]
     """
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -42,3 +42,8 @@ class TrainableLinearUnit(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape of the input."""
         return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return name and dtype policy: there is no option."""
+        # Keras refuses to copy or save a layer that leaves this to it once a policy is given.
+        return dict(super().get_config())

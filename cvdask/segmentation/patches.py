@@ -174,8 +174,7 @@ class Selection:
                 for candidate in self.candidates
             ],
             "folds": [
-                {key: list(numbers) for key, numbers in asdict(fold).items()}
-                for fold in self.folds
+                {key: list(numbers) for key, numbers in asdict(fold).items()} for fold in self.folds
             ],
             "notes": list(self.notes),
         }
@@ -501,10 +500,17 @@ def choose_classes(
     nameless = sorted(found - set(names) - {0, UNANNOTATED})
     if nameless:
         raise ValueError(
-            f"every label value needs a class. Received: {nameless} in the annotations, the "
+            f"every label value needs a class. Received: {len(nameless)} without, {nameless[:9]} …, the "
             f"classes are {names or 'not named'}. Name them (classes={{{nameless[0]}: 'name'}}), "
             f"or mark these voxels {UNANNOTATED}, not annotated"
         )
+    if min(names, default=1) < 0 or max(names, default=1) > UNANNOTATED:
+        raise ValueError(
+            f"label values of classes lie between 1 and {UNANNOTATED - 1}. Received: {names}. "
+            f"Label images of single objects teach no class: ingest one that numbers classes"
+        )
+    if len(set(names.values())) != len(names):
+        raise ValueError(f"every class has a name of its own. Received: {names}")
     if classes is not None and not isinstance(classes, Mapping):
         unknown = [name for name in classes if name not in names.values()]
         if unknown or not classes:
@@ -602,7 +608,8 @@ def _candidates(
         plane = annotated.read(box)[0]
         for square in squares:
             counts = dict(_count(plane[square.shift([-v for v in box.start[1:]]).slices]))
-            patch = Patch(annotated.url, annotated.name, one.z, *square.start, size)
+            y, x = square.start
+            patch = Patch(annotated.url, annotated.name, one.z, y, x, size)
             if sum(counts.values()) >= LEAST_PATCH_PIXELS:
                 found.append(Candidate(patch, counts))
     return found

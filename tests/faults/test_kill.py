@@ -1,0 +1,232 @@
+"""Kill anything at any time, run the same command again: is it as if nothing had happened?
+
+The command is a phantom of 48 blocks. It is killed when the folder holds so many files, drawn at
+random. Afterwards the same command has to leave the same bytes as an undisturbed run, and the
+shards of blocks that were done have to be the same files: not written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvdask.engine.ledger import Ledger
+from cvdask.volume.boxes import Grid
+from cvdask.volume.store import open_volume, read_attributes
+from tests.trees import tree_digest
+
+pytestmark = pytest.mark.faults
+
+COMMAND = """
+import sys
+from cvdask.volume import phantom
+
+phantom.LARGEST_SHARD = 64
+phantom.phantom(sys.argv[1], size_um=(9.6, 12.8, 12.8), voxel_nm=50, client=sys.argv[2])
+"""
+BLOCKS = Grid((192, 256, 256), (64, 64, 64))
+# Each waits for the other processes by polling: this is how long between two looks.
+LOOK_SECONDS = 0.005
+
+
+def start(url: Path, client: str = "serial") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(url), client],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a command and return what it said."""
+    _, said = process.communicate(timeout=120)
+    return said
+
+
+def completed(url: Path, client: str = "serial") -> None:
+    process = start(url, client)
+    said = finish(process)
+    assert process.returncode == 0, said
+
+
+def n_files(url: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(url))
+
+
+def wait_for_files(process: subprocess.Popen[str], url: Path, n_wanted: int) -> None:
+    """Return when the output holds so many files; fail where the command ends before."""
+    while n_files(url) < n_wanted:
+        try:
+            process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+        assert process.stderr is not None
+        raise AssertionError(f"ended before it could be killed: {process.stderr.read()}")
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Tell one written file from another of the same bytes."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a shard of zeros is not stored
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def finished_shards(url: Path) -> dict[Path, tuple[int, int] | None]:
+    """Return the image's shards that need not be written again."""
+    if "0" in read_attributes(url).get("digests", {}):
+        done = np.ones(len(BLOCKS), bool)
+    else:
+        done = Ledger(str(url), "0").done(len(BLOCKS))
+    position = [
+        "/".join(str(a // 64) for a in BLOCKS[int(n)].write.start) for n in np.flatnonzero(done)
+    ]
+    return {path: identity(path) for path in (url / "0/c" / key for key in position)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    url = tmp_path_factory.mktemp("undisturbed") / "cell.zarr"
+    completed(url)
+    return tree_digest(url)
+
+
+class Cluster:
+    """A scheduler and two workers, each a process of its own on loopback."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        file = folder / "scheduler.json"
+        self.scheduler = self._start("dask_scheduler", "--scheduler-file", str(file))
+        while not file.exists():
+            self._look(self.scheduler)
+        self.address = str(json.loads(file.read_text())["address"])
+        options = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
+        self.workers = [self._start("dask_worker", self.address, *options) for _ in range(2)]
+        self._wait_for_workers()
+
+    def _start(self, module: str, *options: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"distributed.cli.{module}"),
+                *("--host", "127.0.0.1", "--no-dashboard", *options),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        return process
+
+    @staticmethod
+    def _look(process: subprocess.Popen[bytes]) -> None:
+        try:
+            raise AssertionError(f"ended with {process.wait(LOOK_SECONDS)} instead of starting")
+        except subprocess.TimeoutExpired:
+            return
+
+    def _wait_for_workers(self) -> None:
+        from distributed import Client
+
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def moment(seed: int, undisturbed: dict[str, str]) -> int:
+    """Draw how many files there are when the blow falls: from hardly any to three quarters."""
+    return random.Random(seed).randint(2, 3 * len(undisturbed) // 4)
+
+
+def kill_client(url: Path, client: str, n_wanted: int) -> None:
+    process = start(url, client)
+    wait_for_files(process, url, n_wanted)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match="phantom has begun"):
+        open_volume(url)
+
+
+SEEDS = [0, 1, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20)]]
+ONE_SEED = [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10)]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_command_is_killed(tmp_path: Path, undisturbed: dict[str, str], seed: int) -> None:
+    url = tmp_path / "cell.zarr"
+    kill_client(url, "serial", moment(seed, undisturbed))
+    before = finished_shards(url)
+    completed(url)
+    assert tree_digest(url) == undisturbed
+    assert {path: identity(path) for path in before} == before
+
+
+@pytest.mark.parametrize("seed", ONE_SEED)
+def test_the_client_of_a_cluster_is_killed(
+    tmp_path: Path, stack: ExitStack, undisturbed: dict[str, str], seed: int
+) -> None:
+    cluster = Cluster(tmp_path, stack)
+    url = tmp_path / "cell.zarr"
+    kill_client(url, cluster.address, moment(100 + seed, undisturbed))
+    before = finished_shards(url)
+    completed(url, cluster.address)
+    assert tree_digest(url) == undisturbed
+    assert {path: identity(path) for path in before} == before
+
+
+@pytest.mark.parametrize("seed", ONE_SEED)
+def test_a_worker_is_killed(
+    tmp_path: Path, stack: ExitStack, undisturbed: dict[str, str], seed: int
+) -> None:
+    cluster = Cluster(tmp_path, stack)
+    url = tmp_path / "cell.zarr"
+    process = start(url, cluster.address)
+    wait_for_files(process, url, moment(200 + seed, undisturbed))
+    cluster.workers[0].kill()
+    said = finish(process)
+    # The other worker takes over: the command need not even be run again.
+    assert process.returncode == 0, said
+    leftovers = {str(path.relative_to(url)) for path in url.rglob("*.partial")}
+    found = tree_digest(url)
+    assert {key: found[key] for key in found if key not in leftovers} == undisturbed
+
+
+@pytest.mark.parametrize("seed", ONE_SEED)
+def test_the_scheduler_is_killed(
+    tmp_path: Path, stack: ExitStack, undisturbed: dict[str, str], seed: int
+) -> None:
+    cluster = Cluster(tmp_path, stack)
+    url = tmp_path / "cell.zarr"
+    process = start(url, cluster.address)
+    wait_for_files(process, url, moment(300 + seed, undisturbed))
+    cluster.scheduler.kill()
+    said = finish(process)
+    assert process.returncode == 1
+    assert "ConnectionError: the connection to the Dask scheduler was lost" in said
+    with pytest.raises(ValueError, match="phantom has begun"):
+        open_volume(url)
+    for worker in cluster.workers:
+        worker.kill()
+        worker.wait()
+    before = finished_shards(url)
+    completed(url)
+    assert tree_digest(url) == undisturbed
+    assert {path: identity(path) for path in before} == before
