@@ -31,6 +31,13 @@ STORE = (*VALUES, "cvdask.volume.objects", "cvdask.volume.shards", "cvdask.volum
 ENGINE = (*STORE, "cvdask.engine.*", "cvdask.__version__")
 VOLUME = (*ENGINE, "cvdask.volume.*")
 
+# A synthetic cell: what all its shapes stand on, and those who put them together.
+GROUND = (
+    *VALUES,
+    *(f"cvdask.volume.cell.{name}" for name in ("compiled", "chance", "layout", "voxels")),
+)
+CELL = (*VALUES, "cvdask.volume.cell.*")
+
 # module: what it may import of cvdask. The first row that matches holds.
 MAY_IMPORT = {
     "cvdask": ("cvdask.volume.*",),  # for type checkers only; at run time names are fetched late
@@ -41,7 +48,17 @@ MAY_IMPORT = {
     "cvdask.volume.objects": ("cvdask.errors",),
     "cvdask.volume.shards": VALUES,
     "cvdask.volume.store": STORE,
-    "cvdask.volume.cell": VALUES,
+    "cvdask.volume.cell": CELL,
+    "cvdask.volume.cell.compiled": (),
+    "cvdask.volume.cell.chance": ("cvdask.volume.cell.compiled",),
+    "cvdask.volume.cell.layout": (
+        *VALUES,
+        "cvdask.volume.cell.compiled",
+        "cvdask.volume.cell.chance",
+    ),
+    "cvdask.volume.cell.rendering": CELL,
+    "cvdask.volume.cell.truth": CELL,
+    "cvdask.volume.cell.*": GROUND,
     "cvdask.volume.slice_statistics": VALUES,
     "cvdask.volume.sources": (*STORE, "cvdask.volume.sources.*"),
     "cvdask.volume.sources.*": (*STORE, "cvdask.volume.sources", "cvdask.volume.sources.*"),

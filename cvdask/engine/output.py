@@ -122,14 +122,15 @@ def fill(
     levels = [volume.levels[level] for volume in volumes]
     main = volumes[0]
     sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
-    _sweep(volumes, [] if levels[0].path in sealed else levels)
     if levels[0].path in sealed:
+        _sweep(volumes, [])
         Ledger(main.url, levels[0].path).clear()
         summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
         note_summary(summary)
         return summary
     ledger = Ledger(main.url, levels[0].path)
     summary = run(function, plan, ledger=ledger, **where)
+    _sweep(volumes, levels)
     digests = ledger.seal(levels)
     remembered = dict(remember(ledger.records())) if remember else {}
     # The first volume last: it is the one that tells a later run that all are sealed.

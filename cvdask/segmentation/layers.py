@@ -37,7 +37,8 @@ class TrainableLinearUnit(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """Apply the unit; the shape stays, (..., C)."""
         # One selection and one product: half the passes over memory of α·min(x, 0) + β·max(x, 0).
-        return inputs * keras.ops.where(inputs < 0, self.alpha, self.beta)
+        alpha, beta = map(keras.ops.convert_to_tensor, (self.alpha, self.beta))  # JAX insists
+        return inputs * keras.ops.where(inputs < 0, alpha, beta)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape of the input."""

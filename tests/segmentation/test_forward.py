@@ -32,6 +32,9 @@ from cvdask.segmentation.unet import Architecture
 from cvdask.volume.boxes import Box
 from tests.segmentation.networks import TINY, clear_of_ties, texture, whole_slices, write_network
 
+# Keras 3.15 under NumPy 2, when it saves a network
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+
 IMAGE = texture((3, 61, 83))
 
 

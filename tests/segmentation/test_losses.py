@@ -118,7 +118,7 @@ def test_weights_that_do_not_fit_are_refused():
         SegmentationLoss(3, [1, 2])
     with pytest.raises(ValueError, match=r"-1\.0"):
         SegmentationLoss(2, [1, -1])
-    with pytest.raises(ValueError, match="1.5 and 0"):
+    with pytest.raises(ValueError, match=r"1\.5 and 0"):
         SegmentationLoss(2, dice=1.5)
 
 

@@ -35,8 +35,10 @@ def write_pair(url, labels: np.ndarray, *, image=None, classes=NAMES, **how) -> 
     """Write an image of noise and its annotations."""
     if image is None:
         image = np.random.default_rng(0).integers(0, 255, labels.shape, np.uint8)
-    write_sample(url, image)
-    write_sample(url, labels, labels="annotations", classes=classes, **how)
+    depth = -(-labels.shape[0] // 4) * 4
+    shapes = {"chunk_shape": (4, 64, 64), "shard_shape": (depth, 128, 128)}
+    write_sample(url, image, **shapes)
+    write_sample(url, labels, labels="annotations", classes=classes, **shapes, **how)
     return open_volume(url)
 
 
@@ -173,9 +175,9 @@ def test_more_patches_than_there_are_gives_all():
 
 
 def test_drawing_one_or_from_nothing_is_refused():
-    with pytest.raises(ValueError, match="Received: 1$"):
+    with pytest.raises(ValueError, match=r"Received: 1$"):
         draw(candidates([{0: 64}]), 1, ())
-    with pytest.raises(ValueError, match="64 annotated.* none"):
+    with pytest.raises(ValueError, match=r"64 annotated.* none"):
         draw([], 30, ())
 
 
@@ -188,7 +190,7 @@ def test_near_slices_of_one_place_are_one_region():
         patch(0, 0, 0),
         patch(5, 7, 7),  # overlaps by one voxel, five slices away: the first region
         patch(6, 0, 0),  # by a chain, over the one before
-        patch(0, 8, 0),  # beside it
+        patch(0, 20, 0),  # beside them
         patch(0, 0, 0, url="b"),  # of another sample
         patch(12, 0, 0),  # six slices away from the nearest
     ]
@@ -290,14 +292,10 @@ def test_a_dense_stack_is_thinned_out_but_rare_classes_stay(tmp_path):
     labels = np.zeros((60, 128, 128), np.uint8)
     labels[:, ::2] = 1
     labels[31] = 3
-    volume = write_pair(tmp_path / "a.zarr", labels, shard_shape=(60, 128, 128))
+    volume = write_pair(tmp_path / "a.zarr", labels)
     for seed in range(3):
-        with pytest.raises(ValueError, match=r"z_discs.*has 0 voxels in the"):
-            # Only one slice shows class 3, so it cannot be in training and in validation; where
-            # it went to validation that is found, where it went to training all is well.
-            select([volume], "annotations", n_patches=2, size=128, seed=seed, balanced=False)
-    chosen = select([volume], "annotations", n_patches=6, size=64)
-    assert any(one.patch.z == 31 for one in chosen.candidates)
+        chosen = select([volume], "annotations", n_patches=6, size=64, seed=seed)
+        assert sum(one.patch.z == 31 for one in chosen.candidates) >= 2
 
 
 def test_some_classes_can_be_chosen_and_the_others_are_background(tmp_path):

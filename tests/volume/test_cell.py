@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from cvdask.volume import cell as cell_module
 from cvdask.volume.boxes import Box, Grid
 from cvdask.volume.cell import CLASS_COLORS, CLASSES, Cell, Rendering, render, true_objects
+from cvdask.volume.cell.layout import JITTER, LAYER, PITCH, place_site, site_table
+from cvdask.volume.cell.mitochondria import find_shapes
 from tests.strategies import boxes
 
 COARSE = (100.0, 100.0, 100.0)
@@ -32,6 +33,12 @@ def render_whole(cell: Cell, *, image: bool = False) -> Rendering:
 def table_of(cell: Cell, box: Box | None = None) -> dict[str, npt.NDArray[Any]]:
     batches = list(true_objects(cell, box))
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+
+
+def shapes_of(cell: Cell) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint32]]:
+    layout = cell.layout
+    everywhere = layout.first_cell, layout.n_cells
+    return find_shapes(layout, site_table(layout, *everywhere), *everywhere)
 
 
 def voxel_centers_um(cell: Cell) -> tuple[npt.NDArray[np.float64], ...]:
@@ -217,8 +224,7 @@ def test_objects_keep_their_gap(cell: Cell) -> None:
     ],
 )
 def test_shapes_keep_the_gap_also_between_voxel_centres(cell: Cell) -> None:
-    layout = cell_module._layout(cell)
-    shapes, labels = cell_module._shapes(layout, layout.first_cell, layout.n_cells)
+    shapes, labels = shapes_of(cell)
     along = np.linspace(0, 1, 25)[:, None, None]
     points = shapes[:, :3] + along * (shapes[:, 3:6] - shapes[:, :3])  # point, shape, axis
     middles = points.mean(0)
@@ -236,8 +242,7 @@ def test_shapes_keep_the_gap_also_between_voxel_centres(cell: Cell) -> None:
 @pytest.mark.parametrize("cell", CASES)
 def test_mitochondria_are_the_points_near_the_segments(cell: Cell) -> None:
     # All points of a part of the volume against all shapes, in NumPy.
-    layout = cell_module._layout(cell)
-    shapes, labels = cell_module._shapes(layout, layout.first_cell, layout.n_cells)
+    shapes, labels = shapes_of(cell)
     box = Box((10, 20, 30), (26, 60, 74))
     centers = [
         (np.arange(a, b) + 0.5) * v
@@ -482,7 +487,6 @@ def test_a_box_outside_the_cell(box: Box, words: str) -> None:
 @given(st.integers(-(10**6), 10**6), st.integers(-(10**6), 10**6), st.integers(0, 2**63 - 1))
 def test_sites_stay_near_their_lattice_points(i: int, j: int, seed: int) -> None:
     # The neighbourhoods that are searched are only as wide as this allows.
-    layout = cell_module._layout(Cell((4, 5, 6), (20.0, 20.0, 20.0), seed))
-    z, y = cell_module._site(layout, i, j)
-    away = np.hypot(z - i * cell_module.LAYER, y - (j + 0.5 * (i % 2)) * cell_module.PITCH)
-    assert away <= cell_module.JITTER * (1 + 1e-6)
+    z, y = place_site(Cell((4, 5, 6), (20.0, 20.0, 20.0), seed).layout, i, j)
+    away = np.hypot(z - i * LAYER, y - (j + 0.5 * (i % 2)) * PITCH)
+    assert away <= JITTER * (1 + 1e-6)
