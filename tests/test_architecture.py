@@ -26,7 +26,14 @@ import cvdask
 ROOT = Path(cvdask.__file__).parent
 
 VALUES = ("cvdask.errors", "cvdask.volume.boxes", "cvdask.volume.colors")
-STORE = (*VALUES, "cvdask.volume.objects", "cvdask.volume.shards", "cvdask.volume.store")
+STORE = (
+    *VALUES,
+    "cvdask.volume.array_metadata",
+    "cvdask.volume.objects",
+    "cvdask.volume.ome",
+    "cvdask.volume.shards",
+    "cvdask.volume.store",
+)
 # The version goes into the provenance of what is written; asking for it imports no module.
 ENGINE = (*STORE, "cvdask.engine.*", "cvdask.__version__")
 VOLUME = (*ENGINE, "cvdask.volume.*")
@@ -46,6 +53,8 @@ MAY_IMPORT = {
     "cvdask.volume.boxes": (),
     "cvdask.volume.colors": (),
     "cvdask.volume.objects": ("cvdask.errors",),
+    "cvdask.volume.array_metadata": (),
+    "cvdask.volume.ome": VALUES,
     "cvdask.volume.shards": VALUES,
     "cvdask.volume.store": STORE,
     "cvdask.volume.cell": CELL,

@@ -33,6 +33,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from cvdask.errors import DamagedData
+from cvdask.volume.array_metadata import check_array_metadata
 from cvdask.volume.boxes import AXES, Box, Grid, axis_name
 from cvdask.volume.objects import (
     delete_object,
@@ -46,34 +47,11 @@ from cvdask.volume.objects import (
     write_json,
     write_object,
 )
+from cvdask.volume.ome import image_label, multiscales, read_image_label, read_placement
 from cvdask.volume.shards import ShardLayout
 
 if TYPE_CHECKING:
     import xarray
-
-NM_PER_UNIT = {
-    "angstrom": 0.1,
-    "picometer": 1e-3,
-    "nanometer": 1.0,
-    "micrometer": 1e3,
-    "millimeter": 1e6,
-    "centimeter": 1e7,
-    "meter": 1e9,
-}
-
-# A chunk is the least that can be decoded, so a header that declares more than this would make
-# any reader allocate it. 2 GiB is also the limit of blosc and of one array in many libraries.
-LARGEST_CHUNK_BYTES = 2**31
-# The same for a shard's table of chunks, which has 16 bytes for each; ours have a few kilobytes.
-LARGEST_TABLE_BYTES = 2**28
-
-# Codecs that only ever turn bytes into numbers. Object codecs (pickle, json2, vlen-*) run or build
-# what the file says and are refused.
-SAFE_CODECS = {
-    *("bytes", "transpose", "sharding_indexed", "zstd", "blosc", "gzip", "crc32c"),
-    *("zlib", "lz4", "lzma", "bz2", "delta", "shuffle", "bitround", "packbits", "fletcher32"),
-    *("crc32", "adler32", "zfpy", "pcodec", "fixedscaleoffset", "quantize", "astype"),
-}
 
 # Digests of the shards of one z layer. Below the array but outside its chunks, so that readers of
 # Zarr pass it by.
@@ -551,9 +529,9 @@ def publish(volume: Volume, **attributes: Any) -> Volume:
     """
     existing = _group_attributes(volume.url, volume.group) or {}
     own = {**existing.get("cvdask", {}), **attributes, "state": "complete"}
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscales(volume)]}
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_describe_levels(volume)]}
     if volume.is_labels:
-        ome["image-label"] = _image_label(volume)
+        ome["image-label"] = image_label(volume.classes, volume.colors)
     _write_group(volume.url, volume.group, {"ome": ome, "cvdask": own})
     if volume.is_labels:
         _register_labels(volume)
@@ -567,42 +545,13 @@ def hide(volume: Volume) -> None:
         _write_group(volume.url, volume.group, {"cvdask": own})
 
 
-def _multiscales(volume: Volume) -> dict[str, Any]:
-    datasets = []
+def _describe_levels(volume: Volume) -> dict[str, Any]:
     prefix = f"{volume.group}/" if volume.group else ""
+    datasets = []
     for level in volume.levels:
         assert level.voxel_size_nm is not None
-        transformations: list[dict[str, Any]] = [
-            {"type": "scale", "scale": list(level.voxel_size_nm)}
-        ]
-        if any(level.origin_nm):
-            transformations.append({"type": "translation", "translation": list(level.origin_nm)})
-        datasets.append(
-            {
-                "path": level.path.removeprefix(prefix),
-                "coordinateTransformations": transformations,
-            }
-        )
-    return {
-        "name": volume.name,
-        "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXES],
-        "datasets": datasets,
-        "type": "mode" if volume.is_labels else "mean",
-    }
-
-
-def _image_label(volume: Volume) -> dict[str, Any]:
-    image_label: dict[str, Any] = {"source": {"image": "../../"}}
-    if volume.colors:
-        image_label["colors"] = [
-            {"label-value": value, "rgba": [*bytes.fromhex(color.lstrip("#")), 255]}
-            for value, color in sorted(volume.colors.items())
-        ]
-    if volume.classes:
-        image_label["properties"] = [
-            {"label-value": value, "name": name} for value, name in sorted(volume.classes.items())
-        ]
-    return image_label
+        datasets.append((level.path.removeprefix(prefix), level.voxel_size_nm, level.origin_nm))
+    return multiscales(volume.name, datasets, "mode" if volume.is_labels else "mean")
 
 
 def _register_labels(volume: Volume) -> None:
@@ -686,10 +635,10 @@ def open_volume(
         if read_object(url, "zarr.json") is None and read_object(url, ".zarray") is None:
             raise FileNotFoundError(f"there is no OME-Zarr image at {where}")
     ome = _ome(attributes or {})
-    multiscales = ome.get("multiscales")
+    images = ome.get("multiscales")
     own = (attributes or {}).get("cvdask", {})
     own = own if isinstance(own, Mapping) else {}
-    if not multiscales:
+    if not images:
         if own.get("state") == "begun":
             stage = own.get("provenance", {}).get("stage", "its stage")
             raise ValueError(
@@ -701,7 +650,7 @@ def open_volume(
             f"Convert it with: cvdask ingest {where} OUT.zarr --voxel-nm Z Y X"
         )
     try:
-        multiscale = multiscales[0]
+        multiscale = images[0]
         version = str(ome.get("version") or multiscale.get("version") or "0.4")
         if version not in ("0.4", "0.5"):
             raise ValueError(
@@ -711,32 +660,16 @@ def open_volume(
             _parse_level(url, group, multiscale, dataset, channel)
             for dataset in multiscale["datasets"]
         )
-        classes, colors = _label_names(ome.get("image-label") or {}, where)
+        label_description = ome.get("image-label") or {}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"the OME metadata of {where} is malformed: {error!r}") from error
     if not levels:
         raise ValueError(f"the OME metadata of {where} is malformed: it names no level")
-    return Volume(url, group, levels, classes, colors, version, own)
-
-
-def _label_names(
-    image_label: Mapping[str, Any], where: str
-) -> tuple[dict[int, str], dict[int, str]]:
-    """Read names and ``#rrggbb`` colours of label values."""
     try:
-        classes = {
-            int(entry["label-value"]): str(entry["name"])
-            for entry in image_label.get("properties") or ()
-            if "name" in entry
-        }
-        colors = {
-            int(entry["label-value"]): "#" + bytes(entry["rgba"][:3]).hex()
-            for entry in image_label.get("colors") or ()
-            if "rgba" in entry
-        }
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"the label names of {where} are malformed: {error}") from error
-    return classes, colors
+        classes, colors = read_image_label(label_description)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the label names of {where} are malformed: {error!r}") from error
+    return Volume(url, group, levels, classes, colors, version, own)
 
 
 def _parse_level(
@@ -766,46 +699,22 @@ def _parse_level(
         if not 0 <= index < extent:
             raise ValueError(f"axis {name} has {extent} entries. Received: {index}")
         leading.append(index)
-    steps = [
-        *dataset["coordinateTransformations"],
-        *multiscale.get("coordinateTransformations", ()),
-    ]
     try:
-        scale, origin = _placement(steps, len(axes))
+        spacing, origin = read_placement(multiscale, dataset)
     except ValueError as error:
         raise ValueError(
             f"the coordinate transformations of {redact(url)}/{path} are malformed: {error}"
         ) from error
-    units = [axis.get("unit") for axis in multiscale["axes"][-3:]]
-    per_unit = np.array([NM_PER_UNIT.get(unit, math.nan) for unit in units])
-    spacing = scale * per_unit
-    known = bool(np.all(np.isfinite(spacing)) and np.all(spacing > 0))
     return Level(
         path,
         tuple(int(v) for v in array.shape[-3:]),
         array.dtype.name,
         tuple(int(v) for v in array.chunks[-3:]),
         tuple(int(v) for v in (array.shards or array.chunks)[-3:]),
-        check_voxel_size([float(v) for v in spacing]) if known else None,
-        tuple(float(v) for v in (origin * per_unit if known else origin * 0)),  # type: ignore[arg-type]
+        spacing,
+        origin,
         tuple(leading),
     )
-
-
-def _placement(steps: Sequence[Any], n_axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chain transformations of the spatial axes into one spacing and one origin, z, y, x."""
-    scale, origin = np.ones(3), np.zeros(3)
-    for step in steps:
-        if step["type"] not in ("scale", "translation"):
-            continue
-        values = np.array(step[step["type"]], float)
-        if values.shape != (n_axes,):
-            raise ValueError(f"a {step['type']} of {n_axes} axes. Received: {values.tolist()}")
-        if step["type"] == "scale":
-            scale, origin = scale * values[-3:], origin * values[-3:]
-        else:
-            origin = origin + values[-3:]
-    return scale, origin
 
 
 def _open_array(url: str, path: str) -> Any:
@@ -813,76 +722,13 @@ def _open_array(url: str, path: str) -> Any:
     metadata = read_json(url, f"{path}/zarr.json") or read_json(url, f"{path}/.zarray")
     if metadata is None:
         raise FileNotFoundError(f"{redact(url)}/{path} is missing: the image names it as a level")
-    _check_array_metadata(f"{redact(url)}/{path}", metadata)
+    check_array_metadata(f"{redact(url)}/{path}", metadata)
     try:
         return zarr.open_array(open_store(url), path=path, mode="r")
     except OSError:
         raise
     except Exception as error:  # whatever zarr's parsers of metadata raise
         raise ValueError(f"{redact(url)}/{path} cannot be opened: {error}") from error
-
-
-def _check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
-    """Refuse what would allocate, run or build more than numbers, before zarr looks at it."""
-    table_bytes = 0
-    try:
-        shape = [int(v) for v in metadata["shape"]]
-        if "zarr_format" in metadata and metadata["zarr_format"] == 2:
-            dtype = metadata["dtype"]
-            chunk = [int(v) for v in metadata["chunks"]]
-            parts = [metadata.get("compressor"), *(metadata.get("filters") or ())]
-            codecs = [str(part["id"]) for part in parts if part]
-        else:
-            dtype = metadata["data_type"]
-            chunk = [int(v) for v in metadata["chunk_grid"]["configuration"]["chunk_shape"]]
-            shard = chunk
-            codecs, chunk = _codec_names(metadata["codecs"], chunk)
-            table_bytes = 16 * math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"the array metadata of {where} is malformed: {error!r}") from error
-    try:
-        kind = np.dtype(dtype) if isinstance(dtype, str) else np.dtype(object)
-    except TypeError:
-        kind = np.dtype(object)
-    if kind.kind not in "buif" or kind.itemsize > 8:
-        raise ValueError(f"voxels must be integers or floats. Received: {dtype} at {where}")
-    if min(shape, default=0) < 1 or min(chunk, default=0) < 1 or len(shape) != len(chunk):
-        raise ValueError(
-            f"shape and chunks must be positive. Received: {shape}, {chunk} at {where}"
-        )
-    unsafe = [name for name in codecs if name.removeprefix("numcodecs.") not in SAFE_CODECS]
-    if unsafe:
-        raise ValueError(
-            f"codec {', '.join(unsafe)} of {where} is not supported. Supported: "
-            f"{', '.join(sorted(SAFE_CODECS))}"
-        )
-    if table_bytes > LARGEST_TABLE_BYTES:
-        raise ValueError(
-            f"the chunk table of a shard must not exceed {LARGEST_TABLE_BYTES} bytes, since it is "
-            f"read whole. Received: shards {shard} of chunks {chunk}, {table_bytes} bytes, at "
-            f"{where}"
-        )
-    chunk_bytes = math.prod(chunk) * kind.itemsize
-    if chunk_bytes > LARGEST_CHUNK_BYTES:
-        raise ValueError(
-            f"a chunk must not exceed {LARGEST_CHUNK_BYTES} bytes, since reading one voxel "
-            f"decodes it whole. Received: chunks {chunk} of {kind}, {chunk_bytes} bytes, at {where}"
-        )
-
-
-def _codec_names(codecs: Sequence[Any], chunk: list[int]) -> tuple[list[str], list[int]]:
-    """Flatten a Zarr 3 codec list, and find the chunk that is decoded at once."""
-    names = []
-    for codec in codecs:
-        name = codec if isinstance(codec, str) else str(codec["name"])
-        names.append(name)
-        if name == "sharding_indexed":
-            inner, chunk = _codec_names(
-                codec["configuration"]["codecs"],
-                [int(v) for v in codec["configuration"]["chunk_shape"]],
-            )
-            names += inner
-    return names, chunk
 
 
 # ---------------------------------------------------------------------------------------------

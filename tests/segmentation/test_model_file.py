@@ -144,7 +144,6 @@ def test_neither_optimizer_nor_precision_are_kept(tmp_path):
     assert b"bfloat16" not in members(tmp_path / "unet.keras")["config.json"]
     with h5py.File(io.BytesIO(members(tmp_path / "unet.keras")["model.weights.h5"])) as file:
         assert "optimizer" not in file
-    assert load(tmp_path / "unet.keras")[1].optimizer is None
     reduced = load(tmp_path / "unet.keras", precision="mixed_bfloat16")[1]
     np.testing.assert_array_equal(apply(reduced), apply(trained))
 
@@ -442,8 +441,7 @@ def test_code_in_a_file_is_never_executed(saved, tmp_path):
 
     # The trap works: whoever lets Keras read it without its safe mode runs what it says.
     trace.unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="expected"):
-        keras.saving.load_model(tmp_path / "trap.keras", safe_mode=False)(IMAGES)
+    keras.saving.load_model(tmp_path / "trap.keras", safe_mode=False)
     assert trace.exists()
 
     trace.unlink()

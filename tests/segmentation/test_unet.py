@@ -289,14 +289,12 @@ def test_other_backends_give_the_same_output_and_train(tmp_path, preset, backend
         import keras
         import numpy as np
         from cvdask.segmentation.model_file import load
-        from cvdask.segmentation.unet import halo, impulse_reach, stride
 
         folder, backend = sys.argv[1:]
         assert keras.backend.backend() == backend
         unet, model = load(f"{folder}/unet.keras")
         images = np.load(f"{folder}/images.npy")
         np.save(f"{folder}/output.npy", keras.ops.convert_to_numpy(model(images, training=False)))
-        assert impulse_reach(model, stride(unet.architecture)) == halo(unet.architecture)
 
         # Not the sparse loss: Keras' own fails on PyTorch for images (gradient not contiguous).
         truth = np.eye(3, dtype=np.float32)[(images[..., 0] > 0).astype(int)]

@@ -87,19 +87,6 @@ def paint_texture(
     return out
 
 
-@compiled("float64(uint64, int64, int64, int64, int64, float64, float64)")
-def _column_noise(
-    key: np.uint64, purpose: int, i: int, j: int, k: int, f: float, g: float
-) -> float:
-    """Interpolate random values, in [0, 1), between lattice points along z and y."""
-    total = 0.0
-    for a in range(2):
-        for b in range(2):
-            weight = (f if a else 1.0 - f) * (g if b else 1.0 - g)
-            total += weight * chance.uniform(key, purpose, i + a, j + b, k)
-    return total
-
-
 @compiled("void(float64[::1], uint64, int64, UniTuple(int64, 3), UniTuple(int64, 3), float64)")
 def _add_noise(
     row: npt.NDArray[np.float64],
@@ -114,16 +101,20 @@ def _add_noise(
     The noise has a random value at every ``steps``-th voxel and is linear between them. ``at`` is
     the global index of the row's first voxel.
     """
-    i, j, node = at[0] // steps[0], at[1] // steps[1], at[2] // steps[2]
+    i, j = at[0] // steps[0], at[1] // steps[1]
     f = (at[0] - i * steps[0]) / steps[0]
     g = (at[1] - j * steps[1]) / steps[1]
-    left = _column_noise(key, purpose, i, j, node, f, g)
-    right = _column_noise(key, purpose, i, j, node + 1, f, g)
+    node = at[2] // steps[2] - 2  # two behind, so that the first voxel fetches left and right
+    left = right = 0.0
     for x in range(len(row)):
         k = (at[2] + x) // steps[2]
-        if k > node:
-            node = k
-            left, right = right, _column_noise(key, purpose, i, j, node + 1, f, g)
+        while node < k:
+            node += 1
+            left, right = right, 0.0
+            for a in range(2):
+                for b in range(2):
+                    weight = (f if a else 1.0 - f) * (g if b else 1.0 - g)
+                    right += weight * chance.uniform(key, purpose, i + a, j + b, node + 1)
         h = (at[2] + x - k * steps[2]) / steps[2]
         row[x] += amplitude * (2.0 * (left + h * (right - left)) - 1.0)
 

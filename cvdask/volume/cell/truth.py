@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cvdask.volume.boxes import AXES, Box
 from cvdask.volume.cell.description import Cell
-from cvdask.volume.cell.layout import cells_meeting, site_table
+from cvdask.volume.cell.layout import Layout, cells_meeting, site_table
 from cvdask.volume.cell.mitochondria import find_shapes
 from cvdask.volume.cell.voxels import have_voxels
 
@@ -55,19 +55,20 @@ def true_objects(cell: Cell, box: Box | None = None) -> Iterator[dict[str, npt.N
     for layer in range(n_cells[0]):
         part = (first[0] + layer, *first[1:]), (1, *n_cells[1:])
         shapes, labels = find_shapes(layout, site_table(layout, *part), *part)
-        batch = _describe(cell, wanted, shapes, labels)
+        batch = _describe(cell, layout, wanted, shapes, labels)
         if len(batch["label"]):
             yield batch
 
 
 def _describe(
     cell: Cell,
+    layout: Layout,
     wanted: Box,
     shapes: npt.NDArray[np.float64],
     labels: npt.NDArray[np.uint32],
 ) -> dict[str, npt.NDArray]:
     """Return the rows of the objects that have a voxel in the wanted box."""
-    layout, volume = cell.layout, Box.whole(cell.shape)
+    volume = Box.whole(cell.shape)
     seen = have_voxels(layout, shapes, wanted.start, wanted.stop)
     at_border = np.zeros(len(shapes), bool)
     for axis in range(len(AXES)):
