@@ -221,23 +221,11 @@ class DaskPool:
         return self.client.submit(function, *args, pure=False, resources=self._resources)
 
     def wait(self, futures: Iterable[Any]) -> set[Any]:
-        """Wait for the first.
-
-        Raises
-        ------
-        ConnectionError
-            When the scheduler has gone.
-        """
+        """Wait for the first."""
         from distributed import wait
 
-        try:
-            with self.client.as_current():
-                return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
-        except concurrent.futures.CancelledError as error:
-            raise ConnectionError(
-                "the connection to the Dask scheduler was lost. Finished blocks are kept: run the "
-                "same command again when a scheduler is there"
-            ) from error
+        with self.client.as_current():
+            return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
 
 
 def _offers(worker: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
@@ -281,7 +269,7 @@ def connect(
     ValueError
         When the client is none of these, or ``workers`` is below 1.
     ConnectionError
-        When no scheduler answers at the address.
+        When no scheduler answers at the address, or the connection is lost while work runs.
     """
     if isinstance(client, SerialPool | ThreadPool | DaskPool):
         yield client
@@ -298,7 +286,7 @@ def connect(
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
     elif client == "local":
-        with local_client(slots, limits) as opened:
+        with local_client(slots, limits) as opened, _naming_loss():
             yield DaskPool(opened, resources)
     elif isinstance(client, str):
         from distributed import Client
@@ -307,10 +295,25 @@ def connect(
             opened = Client(client, timeout=CONNECT_SECONDS, set_as_default=False)
         except OSError as error:
             raise ConnectionError(f"no Dask scheduler answers at {client}: {error}") from error
-        with opened:
+        with opened, _naming_loss():
             yield DaskPool(opened, resources)
     else:
-        yield DaskPool(client, resources)
+        with _naming_loss():
+            yield DaskPool(client, resources)
+
+
+@contextlib.contextmanager
+def _naming_loss() -> Iterator[None]:
+    """Say in one way that the scheduler has gone, whichever call was under way."""
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except (concurrent.futures.CancelledError, CommClosedError) as error:
+        raise ConnectionError(
+            "the connection to the Dask scheduler was lost. Finished blocks are kept: run the "
+            "same command again when a scheduler is there"
+        ) from error
 
 
 def check_client(client: Client | Pool | str | None, workers: int | None) -> None:

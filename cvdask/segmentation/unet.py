@@ -246,7 +246,7 @@ def fold(architecture: Architecture, model: keras.Model, *, precision: str = "fl
 
     A normalised convolution, (w∗x − mean)·γ/√(variance + ε) + β, is a convolution with the kernel
     w·γ/√(variance + ε) and the bias β − mean·γ/√(variance + ε). Zeros beside the array stay exact,
-    since the normalisation comes after the convolution. Measured on 2 cores: 1.1–1.2 × the pixels
+    since the normalisation comes after the convolution. Measured on 2 cores: 1.1 × the pixels
     per second.
 
     Parameters
