@@ -13,13 +13,19 @@ alone, again, or on another machine, and it meets the next stage on disk only::
               ▼              ▼              ▼              ▼
         coarser levels   what is in it   is it intact   TIFF, PNG
 
+    volume with annotations ── train_unet ──▶ unet.keras
+                                                  │ segment, of any volume
+                  scores ◀── evaluate ── labels/classes
+
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
 3. :func:`info` tells what is there; :func:`verify` reads it all back and compares checksums.
 4. :func:`export` cuts a :class:`Box` out for programs that want a TIFF or a PNG.
+5. :func:`train_unet` learns from a few annotated slices; :func:`segment` classifies every voxel of
+   a volume with what was learned; :func:`evaluate` scores that, class by class.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
-``cvdask`` too, under the same name and with the same options.
+``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
 
 Importing this package imports none of the stages: a name is fetched when it is first used, so that
 the command's help and every worker start without the libraries they do not need.
@@ -34,6 +40,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.segmentation.evaluate import evaluate
+    from cvdask.segmentation.predict import segment
+    from cvdask.segmentation.train import train as train_unet
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
     from cvdask.volume.info import info
@@ -47,12 +56,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Volume",
+    "evaluate",
     "export",
     "info",
     "ingest",
     "open",
     "phantom",
     "pyramid",
+    "segment",
+    "train_unet",
     "verify",
 ]
 
@@ -61,7 +73,10 @@ __version__ = version("cvdask")
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
     "Volume": ("cvdask.volume.store", "Volume"),
+    "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "segment": ("cvdask.segmentation.predict", "segment"),
+    "train_unet": ("cvdask.segmentation.train", "train"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
 

@@ -85,8 +85,11 @@ class SegmentationLoss(keras.losses.Loss):
             Probabilities.
         """
         target = ops.cast(y_true[..., 0], "int32")  # (B, Y, X)
-        known = ops.cast(ops.not_equal(target, UNANNOTATED), "float32")
-        truth = ops.one_hot(target, self.n_classes, dtype="float32")  # 255 gives a row of zeros
+        annotated = ops.not_equal(target, UNANNOTATED)
+        known = ops.cast(annotated, "float32")
+        # PyTorch refuses to encode 255, which the other backends encode as zeros.
+        target = ops.where(annotated, target, 0)
+        truth = ops.one_hot(target, self.n_classes, dtype="float32") * known[..., None]
         predicted = ops.cast(y_pred, "float32")  # (B, Y, X, C)
         cross_entropy = self._cross_entropy(truth, predicted)
         overlap = self._overlap(truth, predicted * known[..., None])

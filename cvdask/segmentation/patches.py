@@ -500,9 +500,9 @@ def choose_classes(
     nameless = sorted(found - set(names) - {0, UNANNOTATED})
     if nameless:
         raise ValueError(
-            f"every label value needs a class. Received: {len(nameless)} without, {nameless[:9]} …, the "
-            f"classes are {names or 'not named'}. Name them (classes={{{nameless[0]}: 'name'}}), "
-            f"or mark these voxels {UNANNOTATED}, not annotated"
+            f"every label value needs a class. Received: {len(nameless)} without, such as "
+            f"{nameless[:9]}; the classes are {names or 'not named'}. Name them "
+            f"(classes={{{nameless[0]}: 'name'}}), or mark them {UNANNOTATED}, not annotated"
         )
     if min(names, default=1) < 0 or max(names, default=1) > UNANNOTATED:
         raise ValueError(

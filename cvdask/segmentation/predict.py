@@ -184,7 +184,7 @@ def segment(
     unet = model_file.describe(model_url)
     notices = _check_fit(unet, image)
     region = _region(image, roi, z_range)
-    masked = _open_mask(image, mask)
+    masked = _open_mask(image, mask, name)
     spacing = image.voxel_size_nm
     assert spacing is not None
     n_views = (8 if np.isclose(spacing[1], spacing[2], rtol=0.01) else 4) if tta else 1
@@ -371,10 +371,12 @@ def _region(image: Volume, roi: Box | str | None, z_range: tuple[int, int] | Non
     return cut
 
 
-def _open_mask(image: Volume, mask: Volume | str | None) -> Volume | None:
+def _open_mask(image: Volume, mask: Volume | str | None, name: str) -> Volume | None:
     if mask is None:
         return None
     opened = image.label(mask) if isinstance(mask, str) else mask
+    if opened.url == image.url and opened.group == f"labels/{name}":
+        raise ValueError(f"a mask cannot be what is written. Received for both: {name!r}")
     if opened.shape != image.shape:
         raise ValueError(
             f"a mask has the shape of its image, {image.shape}. Received: {opened.shape} of "

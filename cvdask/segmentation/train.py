@@ -451,28 +451,27 @@ def _train_fold(
     rewrite_log(files.log, number, state.records)
 
     # Epoch after epoch: steps, validation, log, state.
+    not_finite = ""
     begun = time.monotonic() - state.seconds
     supply = prefetch(batches(training, task.crops, state.epoch), N_PREPARED)
     try:
-        while not (state.stopped or state.epoch >= options.epochs):
+        while not state.stopped and state.epoch < options.epochs:
             epoch_begun = time.monotonic()
-            model.reset_metrics()
-            n_samples = 0
+            losses: list[float] = []
             for _ in range(task.n_steps):
                 images, targets = next(supply)
                 progress = _progress(state.step, time.monotonic() - begun, task)
-                if progress >= 1:
+                if progress >= 1 and state.step:
                     break
                 rate = learning_rate(state.step, progress, options.learning_rate)
                 model.optimizer.learning_rate = rate
-                mean_loss = _step(model, images, targets, state)
+                losses.append(_step(model, images, targets, state))
                 state.step += 1
-                if not math.isfinite(mean_loss):
-                    state.stopped = _not_finite(state, rate, task)
+                if not math.isfinite(losses[-1]):
+                    not_finite = _not_finite(state, rate, task)
                     break
                 _follow(average, model, min(options.ema, (1 + state.step) / (10 + state.step)))
-                n_samples += len(images)
-            if state.stopped or not n_samples:
+            if not_finite or not losses:
                 break
             training_seconds = time.monotonic() - epoch_begun
             validation_loss, confusion = validate(average, validation, loss, task.n_classes)
@@ -483,13 +482,13 @@ def _train_fold(
             record = {
                 "fold": number,
                 "epoch": state.epoch,
-                "loss": mean_loss,
+                "loss": float(np.mean(losses)),
                 "val_loss": validation_loss,
                 "f1": dict(zip(names, map(_finite, scores), strict=True)),
                 "mean_f1": _finite(score),
                 "learning_rate": rate,
                 "seconds": round(state.seconds, 3),
-                "samples_per_second": round(n_samples / training_seconds, 3),
+                "samples_per_second": round(len(losses) * options.batch_size / training_seconds, 3),
             }
             state.records.append(record)
             # Without validation the last network is the one to keep.
@@ -515,17 +514,17 @@ def _train_fold(
         supply.close()
 
     # Judge the best network on the test patches.
-    if not state.best_epoch:
-        raise FloatingPointError(state.stopped)
-    if state.stopped:
-        warnings.warn(f"fold {number} ended: {state.stopped}", stacklevel=3)
+    if not_finite and not state.best_epoch:
+        raise FloatingPointError(not_finite)
+    if not_finite:
+        warnings.warn(f"fold {number}: {not_finite}", stacklevel=3)
     best = state.records[state.best_epoch - 1]
     result = {
         "fold": number,
         "best_epoch": state.best_epoch,
         "n_epochs": state.epoch,
         "minutes": round(state.seconds / 60, 3),
-        "stopped": state.stopped,
+        "stopped": not_finite or state.stopped,
         "batch_size": state.largest_batch,
         "validated": bool(validation),
         "f1": best["f1"],
@@ -566,8 +565,7 @@ def _networks(task: _Task, loss: SegmentationLoss) -> tuple[keras.Model, keras.M
     keras.utils.set_random_seed(options.seed + task.number)
     model = build(task.architecture, precision=_precision(options.mixed_precision))
     average = build(task.architecture)
-    for ours, theirs in zip(average.weights, model.weights, strict=True):
-        ours.assign(theirs)
+    _follow(average, model, 0.0)
     optimizer = keras.optimizers.AdamW(
         options.learning_rate, weight_decay=options.weight_decay, global_clipnorm=LARGEST_GRADIENT
     )
@@ -629,14 +627,16 @@ def learning_rate(step: int, progress: float, highest: float) -> float:
 def _step(model: keras.Model, images: np.ndarray, targets: np.ndarray, state: FoldState) -> float:
     """Take a step, or several smaller ones where the batch exceeds the device's memory.
 
-    Returns the mean loss of the epoch so far, which is not finite once a step's loss was not.
+    Returns the mean loss of the crops.
     """
-    first = 0
-    mean_loss = math.nan
+    first, total = 0, 0.0
     while first < len(images):
         part = slice(first, first + state.largest_batch)
         try:
-            mean_loss = float(model.train_on_batch(images[part], targets[part]))
+            # Whether Keras returns this batch's loss or the mean of all so far depends on its
+            # version; after a reset both are the same.
+            model.reset_metrics()
+            total += float(model.train_on_batch(images[part], targets[part])) * len(images[part])
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -654,7 +654,7 @@ def _step(model: keras.Model, images: np.ndarray, targets: np.ndarray, state: Fo
             state.largest_batch = halved
             continue
         first += state.largest_batch
-    return mean_loss
+    return total / len(images)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -680,13 +680,16 @@ def _follow(average: keras.Model, model: keras.Model, share: float) -> None:
     """Move the average towards the network; ``share`` of the old remains.
 
     The running means and variances of a normalisation are averages already. Averaged again they
-    would lag behind the weights, by more than a short training lasts; they are copied.
+    would lag behind the weights, by more than a short training lasts; they are copied. Into memory
+    of their own: JAX's training step overwrites the network's.
     """
     for old, new in zip(average.weights, model.weights, strict=True):
         value = ops.cast(ops.stop_gradient(ops.convert_to_tensor(new)), old.dtype)
         if old.trainable:
-            value = ops.stop_gradient(ops.convert_to_tensor(old)) * share + value * (1 - share)
-        old.assign(value)
+            kept = ops.stop_gradient(ops.convert_to_tensor(old)) * share
+            old.assign(kept + value * (1 - share))
+        else:
+            old.assign(ops.copy(value))
 
 
 # ---------------------------------------------------------------------------------------------

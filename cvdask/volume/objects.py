@@ -7,9 +7,11 @@ configuration; :func:`redact` keeps them out of messages and records.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,16 +80,35 @@ def count_read(n_bytes: int) -> None:
         traffic.bytes_read += n_bytes
 
 
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Turn what an object store reports by classes of its own into an OSError of one line.
+
+    Such as a lost connection, a missing bucket, a refused key. Requests may be signed in their
+    query, so queries are cut off.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("obstore"):
+            raise
+        raise OSError(re.sub(r"\?\S*", "", str(error).partition("\n")[0])) from None
+
+
 class _CountingStore(WrapperStore[Any]):
     """Count bytes and requests into the :class:`Traffic` of the calling context."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Buffer | None:
-        value = await self._store.get(key, prototype, byte_range)
+        with _as_os_errors():
+            value = await self._store.get(key, prototype, byte_range)
         count_read(0 if value is None else len(value))
         return value
 
     async def set(self, key: str, value: Buffer) -> None:
-        await self._store.set(key, value)
+        with _as_os_errors():
+            await self._store.set(key, value)
         traffic = _traffic.get()
         if traffic is not None:
             traffic.writes += 1
@@ -182,7 +203,8 @@ def read_object(url: str, key: str) -> bytes | None:
 
 def object_exists(url: str, key: str) -> bool:
     """Tell whether something is stored under a key."""
-    return bool(sync(open_store(normalize_url(url)).exists(key)))
+    with _as_os_errors():
+        return bool(sync(open_store(normalize_url(url)).exists(key)))
 
 
 def write_object(url: str, key: str, data: bytes | bytearray) -> None:
@@ -193,7 +215,8 @@ def write_object(url: str, key: str, data: bytes | bytearray) -> None:
 
 def delete_object(url: str, key: str) -> None:
     """Delete one key; nothing happens where it is absent."""
-    sync(open_store(normalize_url(url)).delete(key))
+    with _as_os_errors():
+        sync(open_store(normalize_url(url)).delete(key))
 
 
 def list_objects(url: str, prefix: str) -> Iterator[str]:
@@ -202,12 +225,15 @@ def list_objects(url: str, prefix: str) -> Iterator[str]:
     async def collect() -> list[str]:
         return [key async for key in open_store(normalize_url(url)).list_prefix(prefix)]
 
-    yield from sync(collect())
+    with _as_os_errors():
+        keys = sync(collect())
+    yield from keys
 
 
 def delete_tree(url: str, prefix: str = "") -> None:
     """Delete every object below a prefix of the store, directories included."""
-    sync(open_store(normalize_url(url)).delete_dir(prefix))
+    with _as_os_errors():
+        sync(open_store(normalize_url(url)).delete_dir(prefix))
 
 
 def read_json(url: str, key: str) -> dict[str, Any] | None:

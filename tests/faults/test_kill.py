@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from cvdask.engine.ledger import Ledger
 from cvdask.volume.boxes import Grid
@@ -110,7 +111,7 @@ class Cluster:
         self._folder, self._stack = folder, stack
         file = folder / "scheduler.json"
         self.scheduler = self._start("dask_scheduler", "--port", "0", "--scheduler-file", str(file))
-        while not file.exists():
+        while not file.exists() or not file.read_text().rstrip().endswith("}"):
             self._look(self.scheduler)
         self.address = str(json.loads(file.read_text())["address"])
         options = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
@@ -138,10 +139,14 @@ class Cluster:
             return
 
     def _wait_for_workers(self) -> None:
-        from distributed import Client
-
         with Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
+
+    def wait_until_idle(self) -> None:
+        """Wait for the tasks that a killed client has left running."""
+        with Client(self.address, set_as_default=False) as client:
+            while any(client.run(lambda dask_worker: dask_worker.state.executing_count).values()):
+                continue
 
 
 @pytest.fixture
@@ -187,6 +192,7 @@ def test_client_worker_and_scheduler_are_killed_one_after_the_other(
     draw = random.Random(100 + seed)
     part = len(undisturbed) // 8
     kill_client(url, cluster.address, draw.randint(2, 2 * part))
+    cluster.wait_until_idle()
     before = finished_shards(url)
 
     process = start(url, cluster.address)

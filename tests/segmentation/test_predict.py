@@ -407,6 +407,9 @@ def test_a_label_image_is_no_image(sample, model):
     labels = segment(sample, model)
     with pytest.raises(ValueError, match="'classes'"):
         segment(labels, model)
+    with pytest.raises(ValueError, match="both: 'classes'"):
+        segment(sample, model, mask="classes", overwrite=True)
+    assert labels.read().any()
 
 
 def test_a_mask_of_another_shape_is_refused(sample, model, tmp_path):

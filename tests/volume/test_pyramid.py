@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvdask.engine.plan import Plan
@@ -201,6 +201,7 @@ def test_levels_on_disk(tmp_path: Path, client: Any, labels: str | None, dtype: 
     assert open_volume(tmp_path, labels=labels).levels == volume.levels
 
 
+@settings(max_examples=12)
 @given(data=st.data())
 def test_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     # Whatever the shards of the finer and of the coarser level.
