@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,40 @@ def check_plan(plan: Plan, n_workers: int, worker_bytes: int, n_done: int = 0) -
             f"{size_text(plan.task_bytes)}, each of {n_workers} workers has "
             f"{size_text(worker_bytes)}. Use fewer workers (--workers) or smaller shards"
         )
-    if is_remote(plan.output) or not plan.stored_bytes:
+    _check_space(plan.stage, plan.output, plan.stored_bytes, n_done / max(1, len(plan.grid)))
+
+
+def check_plans(plans: Sequence[Plan], n_workers: int, worker_bytes: int) -> None:
+    """Refuse the plans of a stage that cannot work here, before anything is created.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        All that write to one output: together they have to fit its disk.
+    n_workers, worker_bytes : int
+        As in :func:`check_plan`.
+
+    Raises
+    ------
+    MemoryError, OSError
+        As :func:`check_plan`.
+    """
+    for plan in plans:
+        check_plan(plan, n_workers, worker_bytes)
+    _check_space(plans[0].stage, plans[0].output, sum(plan.stored_bytes for plan in plans), 0.0)
+
+
+def _check_space(stage: str, output: str, stored_bytes: int, done: float) -> None:
+    """Refuse an output that is estimated not to fit; ``done`` is the share that is there."""
+    if is_remote(output) or not stored_bytes:
         return
-    free = shutil.disk_usage(existing_parent(plan.output)).free
-    needed = plan.stored_bytes * (1 - n_done / max(1, len(plan.grid)))
+    free = shutil.disk_usage(existing_parent(output)).free
+    needed = stored_bytes * (1 - done)
     if needed > free:
-        still = "what is left of the output" if n_done else "the output"
+        still = "what is left of the output" if done else "the output"
         raise OSError(
-            f"{plan.stage}: {still} is estimated at {size_text(needed)}, the disk of "
-            f"{plan.output} has {size_text(free)} free. Free some, or give another destination"
+            f"{stage}: {still} is estimated at {size_text(needed)}, the disk of "
+            f"{output} has {size_text(free)} free. Free some, or give another destination"
         )
 
 

@@ -27,7 +27,7 @@ from cvdask import __version__
 from cvdask.engine.cluster import Pool, connect
 from cvdask.engine.ledger import Record
 from cvdask.engine.output import begin, fill
-from cvdask.engine.plan import Plan, Summary
+from cvdask.engine.plan import Plan, Summary, check_plans
 from cvdask.volume.boxes import Box, Grid
 from cvdask.volume.colors import PALETTE, UNANNOTATED
 from cvdask.volume.objects import is_remote, normalize_url, redact
@@ -194,20 +194,20 @@ def ingest(
         "inputs": [_input(job) for job in jobs],
     }
     full = [_with_levels(job.volume, n_levels) for job in jobs]
-    state = begin(
-        [job.volume for job in jobs],
-        provenance,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
+    volumes = [job.volume for job in jobs]
+    ways = {"resume": resume, "overwrite": overwrite}
+    state = begin(volumes, provenance, dry_run=True, **ways)
     plans = [plan_ingest(job) for job in jobs]
+    all_plans = [*plans, *(plan for volume in full for plan in _pyramid_plans(volume))]
     if dry_run:
-        return [*plans, *(plan for volume in full for plan in _pyramid_plans(volume))]
+        return all_plans
     if state == "complete":
         return Ingested(_open(jobs[0].volume), warnings=(*warnings, "already complete"))
     summaries = []
     with connect(client, workers=workers) as pool:
+        if state == "new":
+            check_plans(all_plans, pool.slots, pool.worker_bytes)
+        begin(volumes, provenance, **ways)
         for job, plan in zip(jobs, plans, strict=True):
             summaries.append(_fill(job, plan, pool))
         for volume in full:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cvdask import __version__
 from cvdask.engine.cluster import connect
 from cvdask.engine.output import begin, fill
-from cvdask.engine.plan import Plan
+from cvdask.engine.plan import Plan, check_plans
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.cell import CLASS_COLORS, CLASSES, Cell, render, true_objects
 from cvdask.volume.objects import write_object
@@ -122,11 +122,16 @@ def phantom(
     }
     plan = plan_phantom(cell, base)
     volumes = [_with_levels(volume, n_levels) for volume in base]
-    state = begin(base, provenance, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    plans = [plan, *_pyramid_plans(volumes)]
+    ways = {"resume": resume, "overwrite": overwrite}
+    state = begin(base, provenance, dry_run=True, **ways)
     if dry_run:
-        return [plan, *_pyramid_plans(volumes)]
+        return plans
     if state != "complete":
         with connect(client, workers=workers) as pool:
+            if state == "new":
+                check_plans(plans, pool.slots, pool.worker_bytes)
+            begin(base, provenance, **ways)
             fill(base, plan, partial(_write_block, cell, base), client=pool)
             for volume in volumes:
                 build_levels(volume, client=pool)

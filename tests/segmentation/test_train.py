@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import warnings
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import cvdask
 from cvdask.segmentation import model_file
 from cvdask.segmentation import train as module
 from cvdask.segmentation.patches import Selection
@@ -215,6 +221,42 @@ def test_mixed_precision_trains_and_is_saved_in_float32(tmp_path, sample, preset
     train(sample, out=tmp_path / "net.keras", **options)
     assert {weight.dtype for weight in weights_of(tmp_path / "net.keras")} == {np.dtype("float32")}
     assert json.loads((tmp_path / "net.jsonl").read_text())["loss"] < 2
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_train_and_go_on(tmp_path, sample, backend):
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    program = f"""
+        import numpy as np
+        from cvdask.segmentation.model_file import load
+        from cvdask.segmentation.train import train
+
+        def stop(record):
+            if record["epoch"] == 1:
+                raise InterruptedError
+
+        options = {TINY!r}
+        train({sample!r}, out="whole.keras", **options)
+        try:
+            train({sample!r}, out="killed.keras", callback=stop, **options)
+        except InterruptedError:
+            train({sample!r}, out="killed.keras", **options)
+        whole, killed = (load(name)[1].get_weights() for name in ("whole.keras", "killed.keras"))
+        for ours, theirs in zip(killed, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    """
+    root = Path(cvdask.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "killed.jsonl")) == 2
 
 
 # ---------------------------------------------------------------------------------------------
