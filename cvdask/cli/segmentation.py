@@ -57,7 +57,9 @@ if TYPE_CHECKING:
 group = typer.Typer()
 
 
-@group.command(epilog="Example: cvdask train-unet cell.zarr --labels truth --out unet.keras")
+@group.command(
+    epilog="Example: cvdask train-unet cell.zarr --classes mitochondria --out unet.keras"
+)
 def train_unet(
     volumes: Annotated[
         list[str],
@@ -282,7 +284,7 @@ def train_unet(
     print_lines([f"written: {out}", f"use it: cvdask segment {volume} --model {model}"])
 
 
-@group.command(epilog="Example: cvdask segment cell.zarr --model unet.keras --z-range 0:20")
+@group.command(epilog="Example: cvdask segment cell.zarr --model unet.keras --probabilities")
 def segment(
     volume: VolumeUrl,
     model: Annotated[
@@ -417,7 +419,7 @@ def segment(
     )
 
 
-@group.command(epilog="Example: cvdask evaluate cell.zarr --truth truth --chart scores.png")
+@group.command(epilog="Example: cvdask evaluate cell.zarr --truth annotations --chart scores.png")
 def evaluate(
     volume: VolumeUrl,
     prediction: Annotated[

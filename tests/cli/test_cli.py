@@ -7,6 +7,7 @@ processes are tried in processes of their own.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import cvdask
-from cvdask import cli
 from tests.cli.command_lines import COMMANDS, Call, in_own_process
 
 
@@ -49,11 +49,22 @@ def test_what_was_not_foreseen_is_told_too(call: Call, monkeypatch: pytest.Monke
     assert json.loads(out)["error"]["type"] == "ZeroDivisionError"
 
 
+def test_a_training_that_diverges_ends_with_1(call: Call, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise FloatingPointError("the loss was not finite at step 7 of epoch 1; none kept")
+
+    monkeypatch.setattr(cvdask, "train_unet", fail)
+    code, out, error = call("train-unet cell.zarr --out unet.keras --json")
+    assert (code, "Traceback" in error, "step 7" in error) == (1, False, True)
+    assert json.loads(out)["error"]["type"] == "FloatingPointError"
+
+
 def test_help_lists_every_command(call: Call):
     code, text, _ = call("")
     assert code == 0
     assert [command for command in COMMANDS if command not in text] == []
-    assert sorted(COMMANDS) == sorted(command.callback.__name__ for command in registered())
+    listed = re.findall(r"^│ ([a-z-]+)  +[A-Z]", text, re.MULTILINE)
+    assert listed == list(COMMANDS)
 
 
 def test_help_loads_no_array_library():

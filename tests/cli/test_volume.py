@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 import cvdask
-from tests.cli.command_lines import SMALL, Call, in_own_process
+from tests.cli.command_lines import SMALL, VOLUME_COMMANDS, Call, example_of, in_own_process
 from tests.trees import tree_digest
 
 
@@ -310,3 +310,18 @@ def test_worker_processes_write_the_same_bytes(sample: Path, tmp_path: Path):
     done = in_own_process(*line.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert tree_digest(tmp_path / "cell.zarr") == tree_digest(sample / "cell.zarr")
+
+
+def test_examples_of_the_help_run_as_written(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in VOLUME_COMMANDS:
+        example = example_of(call(f"{command} --help")[1])
+        assert example.startswith(f"{command} ")
+        assert call(example)[0::2] == (0, "")
+        if command == "phantom":  # what the example of ingest reads
+            assert call("export cell.zarr raw.tif")[0] == 0
+            assert call("export cell.zarr truth.tif --labels truth")[0] == 0
+    assert {"cell.zarr", "sample.zarr", "middle.png"} <= {path.name for path in tmp_path.iterdir()}

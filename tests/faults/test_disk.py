@@ -70,9 +70,7 @@ def test_an_output_larger_than_the_disk_is_refused_before_work(mount: Mount) -> 
     disk = mount("size=4m")
     with pytest.raises(OSError, match=r"phantom.*11\.3 MB.*cell\.zarr.*4\.\d MB free"):
         phantom(disk / "cell.zarr", **OPTIONS)
-    assert list(disk.glob("cell.zarr/0/c")) == []
-    with pytest.raises(ValueError, match="begun"):
-        open_volume(disk / "cell.zarr")
+    assert not (disk / "cell.zarr").exists()
 
 
 @pytest.mark.usefixtures("small_shards", "boundless_disk")
