@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("engine", "store", "phantom", "ingest")
+BENCHMARKS = ("engine", "store", "phantom", "ingest", "segment")
 
 HEAD = """# Benchmarks
 

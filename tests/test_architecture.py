@@ -47,7 +47,8 @@ CELL = (*VALUES, "cvdask.volume.cell.*")
 
 # module: what it may import of cvdask. The first row that matches holds.
 MAY_IMPORT = {
-    "cvdask": ("cvdask.volume.*",),  # for type checkers only; at run time names are fetched late
+    # For type checkers only: at run time names are fetched late.
+    "cvdask": ("cvdask.volume.*", "cvdask.segmentation.*"),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),
@@ -98,7 +99,7 @@ MAY_IMPORT = {
     "cvdask.comparison*": (*STORE, "cvdask.comparison*"),
     "cvdask.view": STORE,
     "cvdask.pipeline": ("cvdask", "cvdask.*"),
-    "cvdask.cli": ("cvdask", "cvdask.*"),
+    "cvdask.cli*": ("cvdask", "cvdask.*"),
 }
 
 NETWORKS = ("cvdask.segmentation.*", "cvdask.synthesis.*")

@@ -57,9 +57,7 @@ if TYPE_CHECKING:
 group = typer.Typer()
 
 
-@group.command(
-    epilog="Example: cvdask train-unet cell.zarr --classes mitochondria --out unet.keras"
-)
+@group.command(epilog="Example: cvdask train-unet cell.zarr --classes mitochondria --out net.keras")
 def train_unet(
     volumes: Annotated[
         list[str],
@@ -284,7 +282,7 @@ def train_unet(
     print_lines([f"written: {out}", f"use it: cvdask segment {volume} --model {model}"])
 
 
-@group.command(epilog="Example: cvdask segment cell.zarr --model unet.keras --probabilities")
+@group.command(epilog="Example: cvdask segment cell.zarr --model net.keras --probabilities")
 def segment(
     volume: VolumeUrl,
     model: Annotated[
