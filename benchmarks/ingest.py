@@ -235,7 +235,7 @@ def main() -> None:
         report(f"Ingest of {n_bytes / 1e9:.1f} GB, level 0, 2 workers", columns, rows)
         rows = [
             (way, f"{run['seconds']:.1f}", f"{n_bytes / run['seconds'] / 1e6:.0f}")
-            for way in ("cvdask", "ngff-zarr", "ome-zarr-py + dask")
+            for way in ("cvdask", "ome-zarr-py + dask")
             for run in [timed(way, stacks["uncompressed"], folder, None)]
         ]
         report("The same with its levels", ("way", "s", "MB/s"), rows)
