@@ -44,6 +44,10 @@ Partial = TypeVar("Partial")
 # Long enough to hide the scheduler's milliseconds, short enough to lose little in a crash.
 BATCH_SECONDS = 0.5
 LARGEST_BATCH = 1024
+# A reduction's tasks must not depend on the clock, or sums of floats would: each has as many blocks
+# as keep the number of tasks bounded.
+SMALLEST_REDUCTION = 16
+MOST_REDUCTIONS = 2048
 # Under way per worker: one that runs and one that waits for it.
 WINDOW_PER_SLOT = 2
 # Give up where most blocks fail: the cause is then no single block's.
@@ -346,7 +350,7 @@ def reduce(
     workers: int | None = None,
     mask: Mask | None = None,
     retries: int = 2,
-    batch: int = 16,
+    batch: int | None = None,
     fan_in: int = 8,
 ) -> tuple[Partial | None, Summary]:
     """Reduce the blocks of a plan to one value.
@@ -363,8 +367,10 @@ def reduce(
         Takes a list of partials in block order and returns one.
     plan, client, workers, mask, retries
         As in :func:`run`.
-    batch, fan_in : int
-        Shape of the tree.
+    batch, fan_in : int, optional
+        Shape of the tree: blocks of a task, and nodes below a node. By default a task has 16
+        blocks, more where there would be over 2048 tasks: each leaves some kilobytes in the
+        scheduler.
 
     Returns
     -------
@@ -384,7 +390,8 @@ def reduce(
         note = f"dashboard: {pool.dashboard}" if pool.dashboard else None
         with ProgressBar(plan.stage, len(plan.grid), note) as bar:
             tree: list[list[Any]] = [[]]
-            for leaf in _leaves(pool, job, batch, bar):
+            size = batch or max(SMALLEST_REDUCTION, -(-len(plan.grid) // MOST_REDUCTIONS))
+            for leaf in _leaves(pool, job, size, bar):
                 _grow(tree, leaf, pool, job, fan_in)
             remaining = [node for level in reversed(tree) for node in level]
             if not remaining:

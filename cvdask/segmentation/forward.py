@@ -295,7 +295,7 @@ class Network:
                     average = self._average(batch)  # (size, Y, X, C)
                     out.append(finish(average[:n_slices]))
                 except Exception as error:
-                    if not _out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     if size == 1:
                         raise MemoryError(
@@ -408,7 +408,7 @@ def _numerics(precision: str) -> Iterator[None]:
         optimiser.set_experimental_options({ONEDNN_BFLOAT16: before})
 
 
-def _out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Tell whether a device's memory ran out: every backend has its own words for it."""
     words = f"{type(error).__name__}: {error}".lower()
     signs = ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory")

@@ -35,7 +35,7 @@ from cvdask import __version__
 from cvdask.engine.ledger import standing
 from cvdask.segmentation import model_file
 from cvdask.segmentation.crops import CropPlan, Data, batches, prefetch
-from cvdask.segmentation.forward import has_gpu
+from cvdask.segmentation.forward import has_gpu, is_out_of_memory
 from cvdask.segmentation.losses import SegmentationLoss, balanced_weights
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.patches import Fold, Selection, SplitBy, read_patch, select
@@ -638,7 +638,7 @@ def _step(model: keras.Model, images: np.ndarray, targets: np.ndarray, state: Fo
             model.reset_metrics()
             total += float(model.train_on_batch(images[part], targets[part])) * len(images[part])
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if state.largest_batch == 1:
                 raise MemoryError(
@@ -655,13 +655,6 @@ def _step(model: keras.Model, images: np.ndarray, targets: np.ndarray, state: Fo
             continue
         first += state.largest_batch
     return total / len(images)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Recognise what TensorFlow, JAX, PyTorch and NumPy raise, without importing any."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    known = {"ResourceExhaustedError", "OutOfMemoryError", "MemoryError"}
-    return bool(names & known) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _not_finite(state: FoldState, rate: float, task: _Task) -> str:

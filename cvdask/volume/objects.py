@@ -207,7 +207,7 @@ def object_exists(url: str, key: str) -> bool:
         return bool(sync(open_store(normalize_url(url)).exists(key)))
 
 
-def write_object(url: str, key: str, data: bytes | bytearray) -> None:
+def write_object(url: str, key: str, data: bytes | memoryview) -> None:
     """Write bytes under a key. Readers see all of them or none (temporary file, then rename)."""
     buffer = default_buffer_prototype().buffer.from_bytes(data)
     sync(open_store(normalize_url(url)).set(key, buffer))

@@ -252,26 +252,40 @@ def downsample(data: np.ndarray, factors: Sequence[int], *, mode: bool) -> np.nd
         _mean_cells_wide((data ^ offset).view(np.int64), out.view(np.int64), z, y, x)
         out ^= offset
     else:
-        _mean_cells(data, out, z, y, x)
+        # Eight voxels of 16 bits fit 32, eight of 32 bits fit 64.
+        line = np.empty(data.shape[2], np.int32 if data.dtype.itemsize <= 2 else np.int64)
+        _mean_cells(data, out, line, z, y, x)
     return out
 
 
 @njit(nogil=True, cache=True)
-def _mean_cells(data: np.ndarray, out: np.ndarray, fz: int, fy: int, fx: int) -> None:
+def _mean_cells(
+    data: np.ndarray, out: np.ndarray, line: np.ndarray, fz: int, fy: int, fx: int
+) -> None:
+    """Average integers: the rows of a cell are added up in ``line``, then its pairs along x.
+
+    A cell holds 1, 2, 4 or 8 voxels, so that dividing is shifting; shifting rounds down, negative
+    sums too, and half a cell added before makes it round half up.
+    """
     n_z, n_y, n_x = data.shape
     for k in range(out.shape[0]):
         for j in range(out.shape[1]):
-            z1, y1 = min(n_z, (k + 1) * fz), min(n_y, (j + 1) * fy)
-            for i in range(out.shape[2]):
-                x1 = min(n_x, (i + 1) * fx)
-                total, count = np.int64(0), np.int64(0)
-                for z in range(k * fz, z1):
-                    for y in range(j * fy, y1):
-                        for x in range(i * fx, x1):
-                            total += np.int64(data[z, y, x])
-                            count += 1
-                # Floor division rounds half up for negative sums too.
-                out[k, j, i] = (2 * total + count) // (2 * count)
+            z0, z1 = k * fz, min(n_z, (k + 1) * fz)
+            y0, y1 = j * fy, min(n_y, (j + 1) * fy)
+            line[:] = 0
+            for z in range(z0, z1):
+                for y in range(y0, y1):
+                    for x in range(n_x):
+                        line[x] += data[z, y, x]
+            bits = (z1 - z0) // 2 + (y1 - y0) // 2  # log2 of the rows: 1 or 2 along each axis
+            if fx == 1:
+                for x in range(n_x):
+                    out[k, j, x] = (line[x] + (1 << bits >> 1)) >> bits
+                continue
+            for i in range(n_x // 2):
+                out[k, j, i] = (line[2 * i] + line[2 * i + 1] + (1 << bits)) >> (bits + 1)
+            if n_x % 2:
+                out[k, j, n_x // 2] = (line[n_x - 1] + (1 << bits >> 1)) >> bits
 
 
 @njit(nogil=True, cache=True)

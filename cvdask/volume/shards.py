@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -29,6 +30,32 @@ from cvdask.volume.boxes import Box, Grid
 
 # One thread per worker is the engine's rule; blosc's own pool would compete with it.
 numcodecs.blosc.use_threads = False
+
+
+class _Scratch(threading.local):
+    """Bytes that a thread puts together, in memory that it keeps."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, np.uint8)
+
+    def put(self, offset: int, *parts: bytes) -> int:
+        """Place parts one behind the other and return where they end."""
+        for part in parts:
+            stop = offset + len(part)
+            if stop > len(self._buffer):
+                grown = np.empty(max(stop, 2 * len(self._buffer)), np.uint8)
+                grown[:offset] = self._buffer[:offset]
+                self._buffer = grown
+            self._buffer[offset:stop] = np.frombuffer(part, np.uint8)
+            offset = stop
+        return offset
+
+    def view(self, stop: int) -> memoryview:
+        """Return what was placed, without a copy."""
+        return self._buffer[:stop].data
+
+
+_scratch = _Scratch()
 
 
 @dataclass(frozen=True)
@@ -58,14 +85,23 @@ class ShardLayout:
         """Chunks of a shard along each axis."""
         return tuple(s // c for s, c in zip(self.shard_shape, self.chunk_shape, strict=True))
 
-    def encode(self, data: np.ndarray, digest: Any) -> bytes | None:
-        """Encode the voxels of one shard; None when all are zero. Feeds ``digest`` the voxels."""
-        parts: list[bytes] = []
+    def encode(self, data: np.ndarray, digest: Any) -> memoryview | None:
+        """Encode the voxels of one shard; None when all are zero. Feeds ``digest`` the voxels.
+
+        The result lies in a buffer of the calling thread, which its next shard overwrites: a fresh
+        one would cost as much in page faults as the checksums do.
+        """
         table = np.full((math.prod(self.table_shape), 2), self.ABSENT, "<u8")
         padded = np.zeros(self.chunk_shape, self.dtype)
+        whole = np.empty(self.chunk_shape, self.dtype)
         offset = 0
         for number, cut in self._cuts(data.shape):
-            chunk = np.ascontiguousarray(data[cut])
+            chunk = data[cut]
+            if chunk.shape == self.chunk_shape:
+                np.copyto(whole, chunk)
+                chunk = whole
+            else:
+                chunk = np.ascontiguousarray(chunk)
             digest.update(chunk.data)
             if not chunk.flat[0] and not chunk.any():
                 continue
@@ -74,13 +110,12 @@ class ShardLayout:
                 padded[tuple(slice(n) for n in chunk.shape)] = chunk
                 chunk = padded
             encoded = bytes(self.codec.encode(chunk))
-            parts += encoded, _checksum(encoded)
             table[number] = offset, len(encoded) + 4
-            offset += len(encoded) + 4
-        if not parts:
+            offset = _scratch.put(offset, encoded, _checksum(encoded))
+        if not offset:
             return None
         index = table.tobytes()
-        return b"".join((*parts, index, _checksum(index)))
+        return _scratch.view(_scratch.put(offset, index, _checksum(index)))
 
     def decode(self, shard: memoryview, box: Box, out: np.ndarray) -> None:
         """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape.
