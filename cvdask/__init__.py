@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
+    from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
@@ -64,6 +65,7 @@ __all__ = [
     "phantom",
     "pyramid",
     "segment",
+    "study_imbalance",
     "train_unet",
     "verify",
 ]
@@ -76,6 +78,7 @@ _HOME = {
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),
+    "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_unet": ("cvdask.segmentation.train", "train"),
 }  # any other name lives in the module of its own name under cvdask.volume
 

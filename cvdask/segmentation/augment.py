@@ -5,6 +5,8 @@
 2. :func:`sample` takes the pixels: grey values by linear interpolation, mirrored beyond the patch;
    targets from the nearest pixel, 255 (not annotated) beyond it.
 3. :func:`alter_intensity` changes gain, offset and gamma, blurs, and adds noise.
+4. :func:`add_bands` lays straight darker or brighter bands over some, as folds of a section,
+   curtains of a milled face and scratches do.
 
 :func:`augment` does all of it from one random generator. Whoever calls seeds that by what is drawn
 (seed, epoch, number of the sample), never by who draws it, so that threads and restarts change
@@ -22,6 +24,8 @@ from cvdask.volume.colors import UNANNOTATED
 # Half of the crops are only mirrored and turned by right angles: exact pixels, no interpolation.
 SHARE_WARPED = 0.5
 SCALES = (0.8, 1.25)
+# How far crops turn where tissue has a direction that all slices share, radians: about 7°.
+SMALL_TURN_SD = 0.12
 # Spacing of the displacement's control points, and how far they move, in voxels.
 ELASTIC_SPACING = 32
 ELASTIC_SD = 3.0
@@ -33,6 +37,12 @@ BLUR_SIGMA = (0.4, 1.2)
 NOISE_SD = (0.02, 0.25)
 SHARE_BLURRED = 0.2
 SHARE_NOISY = 0.3
+# Folds hide what is below them in a patch or two of a hundred; networks that have not seen any
+# lose the objects beside them too.
+SHARE_BANDED = 0.25
+MOST_BANDS = 3
+BAND_SD = 1.5
+BAND_HALF_WIDTHS = (1.5, 25)
 
 
 def augment(
@@ -41,6 +51,8 @@ def augment(
     center: tuple[float, float],
     size: int,
     rng: np.random.Generator,
+    *,
+    upright: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one altered crop of a patch.
 
@@ -56,6 +68,8 @@ def augment(
         Pixels of the crop along y and x, at most those of the patch.
     rng : Generator
         Drawn from in a fixed order.
+    upright : bool
+        Mirror and turn by half a circle, and by a few degrees, but by no other angle.
 
     Returns
     -------
@@ -64,13 +78,14 @@ def augment(
         Buffers of the caller's own.
     """
     if rng.random() < SHARE_WARPED:
-        rows, columns = sampling_grid(center, size, image.shape, rng)
+        rows, columns = sampling_grid(center, size, image.shape, rng, upright=upright)
         image, target = sample(image, target, rows, columns)
     else:
         image, target = cut(image, target, center, size)
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        turns = turns // 2 * 2 if upright else turns
         image, target = (_turn(array, turns, mirrored) for array in (image, target))
-    return alter_intensity(image, rng), target
+    return add_bands(alter_intensity(image, rng), rng), target
 
 
 def cut(
@@ -99,7 +114,12 @@ def _turn(array: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
 
 
 def sampling_grid(
-    center: tuple[float, float], size: int, shape: tuple[int, ...], rng: np.random.Generator
+    center: tuple[float, float],
+    size: int,
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    *,
+    upright: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw where each pixel of a crop lies in the patch.
 
@@ -108,7 +128,11 @@ def sampling_grid(
     rows, columns : (size, size) float32
         May lie beyond the patch.
     """
-    angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+    if upright:
+        angle = float(np.pi * rng.integers(2) + rng.normal(0, SMALL_TURN_SD))
+    else:
+        angle = float(rng.uniform(0, 2 * np.pi))
+    mirror = rng.choice([-1.0, 1.0])
     scale = np.exp(rng.uniform(*np.log(SCALES)))
     middle = [min(max(c, size / 2), n - size / 2) for c, n in zip(center, shape, strict=True)]
     steps = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * np.float32(scale)
@@ -212,3 +236,30 @@ def alter_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         image = image + np.float32(rng.uniform(*NOISE_SD)) * noise
     return image.astype(np.float32, copy=False)
+
+
+def add_bands(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make straight bands across some images darker or brighter.
+
+    Parameters
+    ----------
+    image : (Y, X) float32
+        Normalised.
+    rng : Generator
+
+    Returns
+    -------
+    (Y, X) float32
+        The image itself where it gets no band.
+    """
+    if rng.random() >= SHARE_BANDED:
+        return image
+    image = image.copy()
+    rows, columns = (np.arange(n, dtype=np.float32) for n in image.shape)
+    for _ in range(int(rng.integers(1, MOST_BANDS + 1))):
+        angle = rng.uniform(0, np.pi)
+        y, x = rng.uniform(0, image.shape)
+        half_width = np.exp(rng.uniform(*np.log(BAND_HALF_WIDTHS)))
+        across = np.add.outer(np.cos(angle) * (rows - y), np.sin(angle) * (columns - x))
+        image[np.abs(across) < half_width] += np.float32(rng.normal(0, BAND_SD))
+    return image

@@ -51,6 +51,8 @@ class CropPlan:
         Whether half of the crops are drawn by class.
     augmented : bool
         Whether crops are altered; see ``augment``.
+    upright : bool
+        Whether they keep the direction of the tissue then.
     """
 
     n_classes: int
@@ -61,6 +63,7 @@ class CropPlan:
     key: tuple[int, int]
     balanced: bool = True
     augmented: bool = True
+    upright: bool = False
 
 
 def batches(
@@ -87,7 +90,8 @@ def batches(
                 rng = np.random.default_rng((*plan.key, epoch, number))
                 i, center = choose_crop(training, places, plan, rng)
                 if plan.augmented:
-                    crops.append(augment(*training[i], center, plan.size, rng))
+                    altered = augment(*training[i], center, plan.size, rng, upright=plan.upright)
+                    crops.append(altered)
                 else:
                     crops.append(cut(*training[i], center, plan.size))
             images, targets = zip(*crops, strict=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -160,6 +160,22 @@ class Selection:
     image_dtype: str
     notes: tuple[str, ...] = ()
 
+    def only(self, name: str) -> Selection:
+        """Return the same patches, divided alike, with one class to learn.
+
+        Raises
+        ------
+        ValueError
+            When no class has that name.
+        """
+        classes = {value: known for value, known in self.classes.items() if known == name}
+        if not classes:
+            raise ValueError(
+                f"a class is chosen by one of the names {list(self.classes.values())}. "
+                f"Received: {name!r}"
+            )
+        return replace(self, classes=classes)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the selection as JSON-ready values."""
         return {
@@ -235,7 +251,7 @@ def select(
         First slice and one past the last that are looked at.
     classes : sequence of str, or mapping of int to str, optional
         Names of the classes to learn, of those the label image names; the others become
-        background. A mapping names values itself. By default every named class.
+        background. A mapping names values itself. By default every named class that occurs.
     balanced : bool
         See :func:`draw`.
     seed : int
@@ -254,6 +270,11 @@ def select(
     n_parts = folds if folds > 1 else len(SHARES)
     largest = fit_size(size, stride, [volume.shape for volume in volumes])
     notes = [] if largest == size else [f"patches of {largest}: slices hold none of {size}"]
+    absent = [name for value, name in learned.items() if value not in found]
+    if classes is None and 0 < len(absent) < len(learned):
+        # Nobody has asked for them: the label image has the name of more than it shows.
+        learned = {value: name for value, name in learned.items() if value in found}
+        notes.append(f"not learned, since no annotated voxel shows them: {', '.join(absent)}")
 
     while True:
         pool = [

@@ -116,8 +116,12 @@ class TrainingOptions:
     """First slice and one past the last that patches come from; None takes all."""
     classes: Sequence[str] | Mapping[int, str] | None = None
     """Names of the classes to learn, the others being background; or names for label values."""
+    alone: str | None = None
+    """Learn only this one of the classes, on the very patches that are drawn for all of them."""
     augment: bool = True
     """Whether crops are turned, warped, and altered in intensity."""
+    upright: bool = False
+    """Crops are mirrored but turned by a few degrees only: for tissue of one direction."""
     balanced: bool = True
     """Whether rare classes are guaranteed patches, crops and weight."""
     seed: int = 0
@@ -232,6 +236,8 @@ def train(
         stride=step,
         **{key: getattr(choice, key) for key in shared},
     )
+    if choice.alone is not None:
+        selection = selection.only(choice.alone)
     crop = min(choice.crop, selection.size) // step * step
     if crop < 1:
         raise ValueError(
@@ -389,6 +395,7 @@ class _Task:
             key=(options.seed, self.number),
             balanced=options.balanced,
             augmented=options.augment,
+            upright=options.upright,
         )
 
     @property

@@ -272,13 +272,16 @@ def test_every_option_of_a_training_reaches_the_function(call: Call, received: d
         "mixed_precision": "float32",
         "z_range": (0, 10),
         "classes": {1: "mitochondria", 3: "z_discs"},
+        "alone": "z_discs",
         "augment": False,
+        "upright": True,
         "balanced": False,
         "seed": 5,
     }
     written = {
         "refit": "--refit",
         "augment": "--no-augment",
+        "upright": "--upright",
         "balanced": "--no-balanced",
         "n_patches": "--n-patches all",
         "patience": "--patience never",

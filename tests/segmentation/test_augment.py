@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cvdask.segmentation import augment as module
-from cvdask.segmentation.augment import alter_intensity, augment, cut, sample, sampling_grid
+from cvdask.segmentation.augment import (
+    add_bands,
+    alter_intensity,
+    augment,
+    cut,
+    sample,
+    sampling_grid,
+)
 from cvdask.volume.colors import UNANNOTATED
 
 
@@ -59,6 +66,7 @@ def test_sampling_equals_scipy(height, width, seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_image_and_target_stay_together(seed, monkeypatch):
     monkeypatch.setattr(module, "alter_intensity", lambda image, rng: image)
+    monkeypatch.setattr(module, "SHARE_BANDED", 0.0)
     image, target = picture(96, 80)
     crop, labels = augment(image, target, (40.0, 30.0), 48, np.random.default_rng(seed))
     clear = (np.abs(crop) > 0.4) & (labels != UNANNOTATED)
@@ -94,16 +102,52 @@ def test_the_same_generator_draws_the_same_crop_and_leaves_the_patch():
 
 def test_unwarped_crops_are_exact_pixels_in_all_eight_positions(monkeypatch):
     monkeypatch.setattr(module, "SHARE_WARPED", 0.0)
+    monkeypatch.setattr(module, "SHARE_BANDED", 0.0)
     monkeypatch.setattr(module, "alter_intensity", lambda image, rng: image)
     image, target = picture(16, 16)
-    views = {
-        np.rot90(flipped, k).tobytes() for flipped in (image, image[:, ::-1]) for k in range(4)
-    }
-    seen = {
-        augment(image, target, (8.0, 8.0), 16, np.random.default_rng(seed))[0].tobytes()
-        for seed in range(100)
-    }
-    assert seen == views
+
+    def seen(upright: bool) -> set[bytes]:
+        rngs = (np.random.default_rng(seed) for seed in range(100))
+        crops = (augment(image, target, (8, 8), 16, rng, upright=upright)[0] for rng in rngs)
+        return {crop.tobytes() for crop in crops}
+
+    mirrored = (image, image[:, ::-1])
+    assert seen(upright=False) == {np.rot90(m, k).tobytes() for m in mirrored for k in range(4)}
+    assert seen(upright=True) == {np.rot90(m, k).tobytes() for m in mirrored for k in (0, 2)}
+
+
+def test_upright_grids_keep_the_direction_of_rows():
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        rows, columns = sampling_grid((100.0, 100.0), 64, (200, 200), rng, upright=True)
+        along = columns[:, -1] - columns[:, 0], rows[:, -1] - rows[:, 0]
+        slope = np.degrees(np.arctan2(along[1].mean(), np.abs(along[0].mean())))
+        assert abs(slope) < 35  # five standard deviations
+
+
+def test_bands_are_straight_and_even(monkeypatch):
+    flat = np.zeros((40, 50), np.float32)
+    monkeypatch.setattr(module, "MOST_BANDS", 1)
+    monkeypatch.setattr(module, "SHARE_BANDED", 1.0)
+    widths = set()
+    for seed in range(50):
+        banded = add_bands(flat, np.random.default_rng(seed))
+        values = set(np.unique(banded)) - {0}
+        assert len(values) <= 1
+        marked = np.argwhere(banded != 0)
+        widths.add(len(marked))
+        if len(marked) > 1:
+            # The band holds every pixel between any two of its own: it is convex.
+            middle = np.rint(marked[[0, -1]].mean(0)).astype(int)
+            assert banded[tuple(middle)] != 0
+    assert len(widths) > 20
+    assert not flat.any()
+
+
+def test_most_crops_have_no_band():
+    image, _ = picture(16, 16)
+    untouched = [add_bands(image, np.random.default_rng(seed)) is image for seed in range(400)]
+    assert 0.65 < np.mean(untouched) < 0.85
 
 
 def test_grids_turn_scale_and_bend():
