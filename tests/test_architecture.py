@@ -120,9 +120,11 @@ DOORS = {
     "tensorflow": NETWORKS,
     "jax": NETWORKS,
     "torch": NETWORKS,
+    "openvino": ("cvdask.segmentation.quantise",),
+    "nncf": ("cvdask.segmentation.quantise",),
 }
 
-FRAMEWORKS = ("keras", "tensorflow", "jax", "torch")
+FRAMEWORKS = ("keras", "tensorflow", "jax", "torch", "openvino", "nncf")
 
 
 def module_name(path: Path) -> str:

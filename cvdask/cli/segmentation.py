@@ -90,16 +90,24 @@ def segment(
         ),
     ] = False,
     precision: Annotated[
-        Literal["float32", "bfloat16"],
+        Literal["float32", "bfloat16", "int8"],
         typer.Option(
-            help="bfloat16 is faster where the processor or GPU has it; compared before use.",
+            help="Fewer bits are faster where the processor or GPU has them; compared before use.",
             rich_help_panel=COMMON,
         ),
     ] = "float32",
+    max_loss: Annotated[
+        float,
+        typer.Option(
+            help="Mean F1 that a reduced precision may lose on the training's validation patches.",
+            rich_help_panel=RARE,
+        ),
+    ] = 0.005,
     max_changed: Annotated[
         float,
         typer.Option(
-            help="Share of voxels that bfloat16 may classify otherwise.", rich_help_panel=RARE
+            help="Where those are not to be found: share of voxels it may classify otherwise.",
+            rich_help_panel=RARE,
         ),
     ] = 0.005,
     batch_size: Annotated[
@@ -153,6 +161,7 @@ def segment(
             tta=tta,
             precision=precision,
             max_changed=max_changed,
+            max_loss=max_loss,
             roi=roi,
             mask=mask,
             z_range=slice_range("--z-range", z_range) if z_range is not None else None,

@@ -19,10 +19,11 @@ Framework libraries are imported when a network is loaded, and not before.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ import numpy as np
 from cvdask.engine.cluster import machine_limits
 from cvdask.segmentation import model_file
 from cvdask.segmentation.model_file import UNet
+from cvdask.segmentation.quantise import INT8_FLAGS, load_quantised, quantise
 from cvdask.segmentation.unet import fold, stride
-from cvdask.volume.objects import redact
+from cvdask.volume.objects import read_object, redact
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 # How Linux names the instructions that multiply bfloat16 numbers.
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # What TensorFlow's graph optimiser calls the same weights with bfloat16 convolutions on a CPU.
@@ -43,6 +45,23 @@ ONEDNN_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"
 
 _loading = threading.Lock()
 _computing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Where a network in 8-bit integers lies: one for all workers of a run.
+
+    Parameters
+    ----------
+    url, key : str
+        As for :func:`cvdask.volume.objects.read_object`.
+    digest : str
+        Its sha256.
+    """
+
+    url: str
+    key: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -55,13 +74,15 @@ class NetworkSettings:
         The model file, as this process and every worker find it.
     digest : str
         Its sha256.
-    precision : {"float32", "bfloat16"}
+    precision : {"float32", "bfloat16", "int8"}
     n_views : {1, 4, 8}
         Test-time augmentation: how many flipped and turned views are averaged.
     threads : int
         Tasks that a worker process runs at the same time: it may use at least as many cores.
     processes : int
         Worker processes that share a machine, and its cores.
+    quantised : Quantised, optional
+        What int8 runs.
     """
 
     path: str
@@ -70,6 +91,13 @@ class NetworkSettings:
     n_views: int = 1
     threads: int = 1
     processes: int = 1
+    quantised: Quantised | None = None
+
+    @property
+    def cores(self) -> int:
+        """Cores that a call of the network may use on this machine."""
+        cores = machine_limits().cores
+        return min(cores, max(self.threads, cores // self.processes))
 
 
 @dataclass(frozen=True)
@@ -112,13 +140,49 @@ def _load(settings: NetworkSettings) -> Network:
             f"Received at {redact(settings.path)}: {found[:12]}…. Put the same file there, or "
             f"start over with --overwrite"
         )
-    cores = machine_limits().cores
-    _prepare_framework(min(cores, max(settings.threads, cores // settings.processes)))
+    _prepare_framework(settings.cores)
     unet, model = model_file.load(settings.path)
+    if settings.precision == "int8":
+        forward = load_quantised(_read_quantised(settings.quantised), settings.cores)
+        return Network(unet, forward, "int8", settings.n_views)
     lowered = settings.precision == "bfloat16" and not _by_graph_optimiser()
     policy = "mixed_bfloat16" if lowered else "float32"
     model = fold(unet.architecture, model, precision=policy)
-    return Network(unet, model, settings.precision, settings.n_views)
+    return Network(unet, _compile(model), settings.precision, settings.n_views)
+
+
+def _read_quantised(place: Quantised | None) -> bytes:
+    assert place is not None, "int8 runs what was quantised when the run began"
+    data = read_object(place.url, place.key)
+    found = None if data is None else hashlib.sha256(data).hexdigest()
+    if data is None or found != place.digest:
+        raise ValueError(
+            f"every worker must find the int8 network that the run began with, "
+            f"{place.digest[:12]}…. Received at {redact(place.url)}/{place.key}: "
+            f"{'nothing' if found is None else found[:12] + '…'}. Start over with --overwrite"
+        )
+    return data
+
+
+def quantise_network(settings: NetworkSettings, images: np.ndarray) -> tuple[bytes, Network]:
+    """Make a network of 8-bit integers, its ranges taken from some images.
+
+    Parameters
+    ----------
+    settings : NetworkSettings
+        Of the network in float32.
+    images : (N, Y, X) grey values as stored
+
+    Returns
+    -------
+    data, network
+        What every worker is to load, and the same ready to be tried.
+    """
+    _prepare_framework(settings.cores)
+    unet, model = model_file.load(settings.path)
+    exact = load_network(replace(settings, precision="float32", quantised=None))
+    data = quantise(fold(unet.architecture, model), exact.normalised(images)[..., 0])
+    return data, Network(unet, load_quantised(data, settings.cores), "int8", settings.n_views)
 
 
 def _prepare_framework(threads: int) -> None:
@@ -164,6 +228,11 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def supports_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tell whether this machine's processor multiplies 8-bit integers faster than floats."""
+    return bool(INT8_FLAGS & _processor_flags(cpuinfo))
+
+
 def supports_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Tell whether this machine multiplies bfloat16 numbers itself: a GPU, or such a processor."""
     return has_gpu() or bool(BFLOAT16_FLAGS & _processor_flags(cpuinfo))
@@ -195,19 +264,23 @@ class Network:
     ----------
     unet : UNet
         What it was trained for.
-    model : keras.Model
+    forward : callable
         (B, Y, X, 1) float32 to (B, Y, X, C) float32 probabilities.
     precision, n_views
         See :class:`NetworkSettings`.
     """
 
     def __init__(
-        self, unet: UNet, model: Any, precision: str = "float32", n_views: int = 1
+        self,
+        unet: UNet,
+        forward: Callable[[Any], Any],
+        precision: str = "float32",
+        n_views: int = 1,
     ) -> None:
         self.unet = unet
         self.precision = precision
         self.views = [(bool(i & 4), bool(i & 2), bool(i & 1)) for i in range(n_views)]
-        self._forward = _compile(model)
+        self._forward = forward
         # Slices per call that the device's memory has turned out to hold, by their shape.
         self._fitting: dict[tuple[int, ...], int] = {}
 
@@ -267,6 +340,10 @@ class Network:
             limit,
         )
 
+    def normalised(self, images: np.ndarray) -> np.ndarray:
+        """Return what the network itself sees of (N, Y, X) images: (N, Y', X', 1) float32."""
+        return _to_numpy(self._normalise(images))
+
     def _run(
         self, images: np.ndarray, batch_size: int, finish: Callable[[Any], Any]
     ) -> tuple[list[Any], int]:
@@ -320,7 +397,7 @@ class Network:
             axes = [axis for axis, flipped in ((1, flip_y), (2, flip_x)) if flipped]
             view = ops.flip(image, axis=axes) if axes else image
             view = ops.transpose(view, (0, 2, 1, 3)) if turned else view
-            one = self._forward(view)  # (B, Y', X', C)
+            one = ops.convert_to_tensor(self._forward(view))  # (B, Y', X', C)
             one = ops.transpose(one, (0, 2, 1, 3)) if turned else one
             one = ops.flip(one, axis=axes) if axes else one
             total = one if total is None else total + one

@@ -146,6 +146,11 @@ class UNet:
         fix(self, "run", dict(self.run))
 
     @property
+    def upright(self) -> bool:
+        """Whether the training kept the direction of the tissue: its crops were not turned."""
+        return bool(self.run.get("options", {}).get("upright", False))
+
+    @property
     def values(self) -> tuple[int, ...]:
         """Value in a label image of each channel of the output, background first."""
         return (0, *self.classes)

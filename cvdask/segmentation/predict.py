@@ -2,7 +2,8 @@
 
 1. ``segmentation.tiling`` chooses the blocks: whole slices where they fit, else tiles with a halo.
 2. One worker loads the network before anything is written: a damaged file ends the command there,
-   and a reduced precision is compared with float32 on a few slices of this volume.
+   and a reduced precision is compared with float32: by its scores on the patches that the training
+   validated on, or, where those cannot be found, on a few slices of this volume.
 3. A task reads the box it will write and the network's halo around it, in y and x, from multiples
    of the network's stride. Slices are classified one by one, a batch per call. The task writes its
    own box, whole shards, and nothing else.
@@ -15,6 +16,7 @@ likely to the last digits.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import warnings
@@ -22,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -35,12 +37,19 @@ from cvdask.engine.plan import Plan
 from cvdask.errors import DamagedData
 from cvdask.segmentation import model_file
 from cvdask.segmentation.forward import (
+    BFLOAT16_FLAGS,
     PRECISIONS,
+    Network,
     NetworkSettings,
+    Quantised,
     has_gpu,
     load_network,
+    quantise_network,
     supports_bfloat16,
+    supports_int8,
 )
+from cvdask.segmentation.patches import Patch, read_patch
+from cvdask.segmentation.quantise import INT8_FLAGS, check_openvino
 from cvdask.segmentation.tiling import (
     CPU_BATCH_PIXELS,
     GPU_BATCH_PIXELS,
@@ -51,7 +60,15 @@ from cvdask.segmentation.tiling import (
 from cvdask.segmentation.unet import Architecture
 from cvdask.volume.boxes import Block, Box
 from cvdask.volume.colors import PALETTE
-from cvdask.volume.objects import delete_object, normalize_url, read_json, write_json
+from cvdask.volume.objects import (
+    delete_object,
+    is_remote,
+    normalize_url,
+    read_json,
+    read_object,
+    write_json,
+    write_object,
+)
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
 from cvdask.volume.store import (
     Level,
@@ -73,6 +90,8 @@ GPU_PER_TASK = 0.5
 # Slices that a reduced precision is compared on, and the extent of what is taken of each.
 COMPARED_SLICES = 3
 COMPARED_EXTENT = 512
+# Slices that int8 takes the ranges of its numbers from.
+CALIBRATION_SLICES = 8
 # An image this many standard deviations off the training's grey values was never what is meant.
 FAR_OFF = 10.0
 
@@ -99,6 +118,7 @@ def segment(
     tta: bool = False,
     precision: str = "float32",
     max_changed: float = 0.005,
+    max_loss: float = 0.005,
     roi: Box | str | None = None,
     mask: Volume | str | None = None,
     z_range: tuple[int, int] | None = None,
@@ -126,13 +146,18 @@ def segment(
         ``<name>_p_<class>`` of one level.
     tta : bool
         Test-time augmentation: average the probabilities over the flipped slice, and where voxels
-        are as high as wide, over the slice turned by 90° as well. Takes 4 or 8 times as long.
-    precision : {"float32", "bfloat16"}
-        ``bfloat16`` multiplies with 8 instead of 24 significant bits: about twice as fast on
-        processors and GPUs that have it. Elsewhere float32 is used, with a warning.
+        are as high as wide and the training was not ``upright``, over the slice turned by 90° as
+        well. Takes 4 or 8 times as long.
+    precision : {"float32", "bfloat16", "int8"}
+        ``bfloat16`` multiplies with 8 instead of 24 significant bits, on processors and GPUs that
+        have it; ``int8`` with integers of 8 bits, on processors that have them (extra ``int8``).
+        Elsewhere float32 is used, with a warning.
+    max_loss : float
+        What a reduced precision may lose in mean F1, 0 to 1, on the patches that the training
+        validated on; beyond, it is refused.
     max_changed : float
-        The share of voxels, 0 to 1, that a reduced precision may classify otherwise than float32,
-        on three slices of this volume; beyond, it is refused.
+        Where those patches are not to be found or are altered: the share of voxels, 0 to 1, that it
+        may classify otherwise than float32, on three slices of this volume.
     roi : Box or str, optional
         Region to segment, as a box or as ``z0:z1,y0:y1,x0:x1``. The rest stays 0.
     mask : Volume or str, optional
@@ -164,7 +189,7 @@ def segment(
     ------
     ValueError
         Before anything is written: when an option breaks its rule, the model file is damaged or
-        was trained for other images, or the reduced precision changes too many voxels.
+        was trained for other images, or the reduced precision loses or changes too much.
     MemoryError
         When no block fits a worker.
     FileExistsError
@@ -175,10 +200,12 @@ def segment(
     Warns
     -----
     UserWarning
-        When the voxel size is not the training's, bfloat16 is not there, or a device's memory ran
-        out so that smaller batches were used. Recorded with the label image.
+        When the voxel size is not the training's, the precision is not there, or a device's memory
+        ran out so that smaller batches were used. Recorded with the label image.
     """
-    _check_options(precision, max_changed, batch_size, block_yx)
+    _check_options(
+        precision, {"max_changed": max_changed, "max_loss": max_loss}, batch_size, block_yx
+    )
     image = volume if isinstance(volume, Volume) else open_volume(volume)
     model_url = normalize_url(model)
     unet = model_file.describe(model_url)
@@ -187,7 +214,10 @@ def segment(
     masked = _open_mask(image, mask, name)
     spacing = image.voxel_size_nm
     assert spacing is not None
-    n_views = (8 if np.isclose(spacing[1], spacing[2], rtol=0.01) else 4) if tta else 1
+    # A quarter turn shows an image like those of the training only where voxels are as high as
+    # wide, and where the training turned its crops.
+    turnable = np.isclose(spacing[1], spacing[2], rtol=0.01) and not unet.upright
+    n_views = (8 if turnable else 4) if tta else 1
     outputs = describe_outputs(image, unet.classes, name, probabilities, block_yx)
     main = outputs[0]
     full = replace(main, levels=(main.levels[0], *plan_levels(main.levels[0])))
@@ -217,6 +247,7 @@ def segment(
     with connect(client, workers=workers) as opened:
         pool = _with_gpus(opened, gpu)
         begun_with = _begun_with(main) if state == "begun" else None
+        quantised = _quantised_before(main) if state == "begun" and precision == "int8" else None
         plan = plan_segment(
             image.levels[0],
             unet.architecture,
@@ -235,13 +266,16 @@ def segment(
         job = _Job(
             image, outputs, asked, unet.architecture, region, masked, plan.notes["batch_size"]
         )
-        probe = pool.submit(_probe, job, bool(gpu)).result()
-        notices += _judge(probe, precision, max_changed)
-        job = replace(job, network=replace(asked, precision=probe["precision"]))
+        probe, network = pool.submit(_probe, job, quantised, bool(gpu)).result()
+        notices += _judge(probe, precision, max_changed, max_loss)
         for notice in notices:
             warnings.warn(notice, stacklevel=2)
         begin(outputs, provenance, **ways)
         _remember_blocks(main, plan)
+        quantised = _remember_quantised(main, network) if network else None
+        job = replace(
+            job, network=replace(asked, precision=probe["precision"], quantised=quantised)
+        )
         fill(
             outputs,
             plan,
@@ -251,6 +285,7 @@ def segment(
             mask=_engine_mask(masked),
         )
         delete_object(main.url, _blocks_key(main))
+        delete_object(main.url, _quantised_key(main))
         late = _late_notices(read_attributes(main.url, labels=name), plan)
         for notice in late:
             warnings.warn(notice, stacklevel=2)
@@ -268,17 +303,20 @@ def segment(
 
 def _check_options(
     precision: str,
-    max_changed: float,
+    limits: Mapping[str, float],
     batch_size: int | None,
     block_yx: tuple[int, int] | None,
 ) -> None:
     if precision not in PRECISIONS:
         raise ValueError(
-            f"networks are run in {' or '.join(PRECISIONS)}. Received: {precision!r}. The fastest "
-            f"of them is bfloat16, where the processor has it"
+            f"networks are run in {' or '.join(PRECISIONS)}. Received: {precision!r}. Those with "
+            f"fewer bits are faster, where the processor has them"
         )
-    if not 0 <= max_changed <= 1:
-        raise ValueError(f"a share of voxels lies between 0 and 1. Received: {max_changed}")
+    if precision == "int8":
+        check_openvino()
+    for name, limit in limits.items():
+        if not 0 <= limit <= 1:
+            raise ValueError(f"{name} lies between 0 and 1. Received: {limit}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"a batch holds at least one slice. Received: {batch_size}")
     for axis, extent in zip("yx", block_yx or (), strict=False):
@@ -337,15 +375,15 @@ def _check_grey_values(unet: UNet, image: Volume) -> None:
             )
 
 
-def _spread(region: Box) -> list[int]:
+def _spread(region: Box, n_wanted: int = COMPARED_SLICES) -> list[int]:
     """Choose a few slices of a region, spread over z.
 
     >>> _spread(Box((0, 0, 0), (20, 8, 8)))
     [3, 10, 16]
     """
     first, n_slices = region.start[0], region.shape[0]
-    places = (2 * i + 1 for i in range(COMPARED_SLICES))
-    return sorted({first + n_slices * place // (2 * COMPARED_SLICES) for place in places})
+    places = (2 * i + 1 for i in range(n_wanted))
+    return sorted({first + n_slices * place // (2 * n_wanted) for place in places})
 
 
 def _region(image: Volume, roi: Box | str | None, z_range: tuple[int, int] | None) -> Box:
@@ -465,6 +503,26 @@ def _remember_blocks(main: Volume, plan: Plan) -> None:
     write_json(main.url, _blocks_key(main), {"y": y, "x": x})
 
 
+# The ranges of an int8 network are a choice too: who goes on must compute what was begun with.
+
+
+def _quantised_key(main: Volume) -> str:
+    return f"{main.levels[0].path}/.cvdask/int8"
+
+
+def _quantised_before(main: Volume) -> Quantised | None:
+    data = read_object(main.url, _quantised_key(main))
+    if data is None:
+        return None
+    return Quantised(main.url, _quantised_key(main), hashlib.sha256(data).hexdigest())
+
+
+def _remember_quantised(main: Volume, network: bytes) -> Quantised:
+    key = _quantised_key(main)
+    write_object(main.url, key, network)
+    return Quantised(main.url, key, hashlib.sha256(network).hexdigest())
+
+
 # ---------------------------------------------------------------------------------------------
 # Where it runs
 
@@ -501,8 +559,22 @@ def _sharing(pool: Pool) -> tuple[int, int]:
 # On the workers
 
 
-def _probe(job: _Job, gpu: bool) -> dict[str, Any]:
+def _probe(
+    job: _Job, quantised: Quantised | None, gpu: bool
+) -> tuple[dict[str, Any], bytes | None]:
     """Load the network on a worker and see how it will run: device, precision, what that changes.
+
+    Parameters
+    ----------
+    job : _Job
+    quantised : Quantised, optional
+        The int8 network that the run has begun with.
+    gpu : bool
+
+    Returns
+    -------
+    found, data
+        What is to be remembered, and the int8 network where one is to be used.
 
     Raises
     ------
@@ -510,51 +582,119 @@ def _probe(job: _Job, gpu: bool) -> dict[str, Any]:
         When the model file is damaged, or a GPU was asked for and is not there.
     """
     settings = _usable(job.network)
-    load_network(settings)
+    exact = load_network(replace(settings, precision="float32"))
     if gpu and not has_gpu():
         raise ValueError("a GPU was asked for, and the framework on this worker sees none")
     found: dict[str, Any] = {"device": "gpu" if has_gpu() else "cpu"}
     found["precision"] = settings.precision
-    if settings.precision != "float32":
-        found["changed_share"] = round(_changed_share(job, settings), 6)
-    return found
+    data = None
+    if settings.precision == "float32":
+        return found, data
+    if settings.precision != "int8":
+        reduced = load_network(settings)
+    elif quantised is not None:
+        reduced = load_network(replace(settings, quantised=quantised))
+        data = read_object(quantised.url, quantised.key)
+    else:
+        parts = [images[0] for _, images, _ in _samples(job, CALIBRATION_SLICES)]
+        data, reduced = quantise_network(settings, np.stack(parts))
+    scores = [_validation_score(network, job.image) for network in (exact, reduced)]
+    if None in scores:
+        found["changed_share"] = round(_changed_share(job, reduced, exact), 6)
+    else:
+        found["f1_float32"], found[f"f1_{settings.precision}"] = (
+            round(cast(float, score), 6) for score in scores
+        )
+    return found, data
 
 
 def _usable(settings: NetworkSettings) -> NetworkSettings:
-    """Return the settings this machine can run: float32 where it has no bfloat16."""
-    if settings.precision == "bfloat16" and not supports_bfloat16():
-        return replace(settings, precision="float32")
+    """Return the settings this machine can run: float32 where it has no instructions for less."""
+    supported = {"bfloat16": supports_bfloat16, "int8": supports_int8}.get(settings.precision)
+    if supported is not None and not supported():
+        return replace(settings, precision="float32", quantised=None)
     return settings
 
 
-def _changed_share(job: _Job, settings: NetworkSettings) -> float:
-    """Return the share of voxels that a reduced precision classifies otherwise, on a few slices."""
-    reduced, exact = load_network(settings), load_network(replace(settings, precision="float32"))
+def _samples(job: _Job, n_slices: int) -> Iterator[tuple[Box, np.ndarray, tuple[slice, ...]]]:
+    """Read the middle of some slices of the region, with what the network sees around it.
+
+    Yields the box that counts, the images (1, Y, X), and where in them the box lies.
+    """
     region = job.region
     start, stop = [], []
     for axis in (1, 2):
         middle = (region.start[axis] + region.stop[axis]) // 2
         start.append(max(region.start[axis], middle - COMPARED_EXTENT // 2))
         stop.append(min(region.stop[axis], middle + COMPARED_EXTENT // 2))
-    changed = total = 0
-    for z in _spread(region):
+    for z in _spread(region, n_slices):
         kept = Box((z, *start), (z + 1, *stop))
         window = read_window(job.image.shape, kept, job.architecture)
-        images = read_box(job.image.url, job.image.levels[0], window)
-        inner = kept.within(window)
+        yield kept, read_box(job.image.url, job.image.levels[0], window), kept.within(window)
+
+
+def _changed_share(job: _Job, reduced: Network, exact: Network) -> float:
+    """Return the share of voxels that a reduced precision classifies otherwise, on a few slices."""
+    changed = total = 0
+    for kept, images, inner in _samples(job, COMPARED_SLICES):
         one, other = (network.classify(images).classes[inner] for network in (reduced, exact))
         changed += int(np.count_nonzero(one != other))
         total += kept.size
     return changed / total
 
 
-def _judge(probe: Mapping[str, Any], precision: str, max_changed: float) -> list[str]:
-    """Refuse a precision that changes too much; say so where it is not there."""
+def _validation_score(network: Network, image: Volume) -> float | None:
+    """Return the mean F1 on the patches that the training validated on.
+
+    None where the training has not recorded any, or they are not where they were, or not the same.
+    A model file may come from anywhere: of the places it names, only those on a local disk and the
+    volume at hand are looked at.
+    """
+    # Late: it loads the network framework, which has been loaded where a network is.
+    from cvdask.segmentation.train import confusion_matrix, f1_scores
+
+    run, values = network.unet.run, network.unet.values
+    confusion = np.zeros((len(values), len(values)), np.int64)
+    try:
+        patches = [Patch(**described) for described in run.get("validation", ())]
+        recorded = {one["path"]: one for one in run.get("inputs", ())}
+        for url, labels in {(patch.volume_url, patch.labels) for patch in patches}:
+            sample = open_volume(url) if url == image.url or not is_remote(url) else None
+            if sample is None or recorded[url] != {
+                "path": url,
+                "digest": volume_digest(sample),
+                "labels": labels,
+                "labels_digest": volume_digest(sample.label(labels)),
+            }:
+                return None
+        for patch in patches:
+            grey, target = read_patch(patch, values[1:])
+            predicted = network.predict(grey[None])[0].argmax(-1)  # (S, S)
+            confusion += confusion_matrix(target, predicted, len(values))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    scores = [score for score in f1_scores(confusion)[1:] if np.isfinite(score)]
+    return float(np.mean(scores)) if scores else None
+
+
+def _judge(
+    probe: Mapping[str, Any], precision: str, max_changed: float, max_loss: float
+) -> list[str]:
+    """Refuse a precision that loses or changes too much; say so where it is not there."""
     if probe["precision"] != precision:
+        missing = " or ".join(sorted({"bfloat16": BFLOAT16_FLAGS, "int8": INT8_FLAGS}[precision]))
         return [
-            f"the processor has no {precision} instructions (avx512_bf16 or amx_bf16), and there "
-            f"is no GPU: {probe['precision']} was used"
+            f"the processor has no {precision} instructions ({missing})"
+            f"{', and there is no GPU' if precision == 'bfloat16' else ''}: "
+            f"{probe['precision']} was used"
         ]
+    score = probe.get(f"f1_{precision}")
+    if score is not None and probe["f1_float32"] - score > max_loss:
+        raise ValueError(
+            f"{precision} may lose at most {max_loss:.4f} of the F1 on the training's validation "
+            f"patches. Received: {score:.4f} instead of {probe['f1_float32']:.4f}. Use float32, or "
+            f"allow more with --max-loss"
+        )
     changed = probe.get("changed_share", 0.0)
     if changed > max_changed:
         raise ValueError(
@@ -622,6 +762,6 @@ def _late_notices(attributes: Mapping[str, Any], plan: Plan) -> list[str]:
     if "n_blocks_float32" in attributes:
         notices.append(
             f"{attributes['n_blocks_float32']} of {len(plan.grid)} blocks were computed in "
-            f"float32, by workers without bfloat16 instructions"
+            f"float32, by workers whose processor lacks the instructions"
         )
     return notices

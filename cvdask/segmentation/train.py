@@ -38,7 +38,7 @@ from cvdask.segmentation.crops import CropPlan, Data, batches, prefetch
 from cvdask.segmentation.forward import has_gpu, is_out_of_memory
 from cvdask.segmentation.losses import SegmentationLoss, balanced_weights
 from cvdask.segmentation.model_file import UNet
-from cvdask.segmentation.patches import Fold, Selection, SplitBy, read_patch, select
+from cvdask.segmentation.patches import Candidate, Fold, Selection, SplitBy, read_patch, select
 from cvdask.segmentation.run_files import (
     FoldState,
     RunFiles,
@@ -278,7 +278,10 @@ def train(
     # Keep the best.
     scores = summarize(record["folds"], tuple(selection.classes.values()))
     unet, model = model_file.load(files.fold(scores["chosen_fold"]))
-    unet = replace(unet, run={**provenance, **_versions(), "scores": scores})
+    # A reduced precision is tried on these before it is used.
+    judges = [asdict(one.patch) for one in _judges(selection, scores["best_fold"])]
+    run = {**provenance, **_versions(), "scores": scores, "validation": judges}
+    unet = replace(unet, run=run)
     _draw_curves(files.log, files.curves, tuple(selection.classes.values()))
     model_file.save(unet, model, files.out)
     write_json_file(files.record, {**record, "state": "complete", "scores": scores})
@@ -286,6 +289,12 @@ def train(
     if len(folds) == 1:
         files.fold(1).unlink(missing_ok=True)
     return unet
+
+
+def _judges(selection: Selection, fold: int) -> list[Candidate]:
+    """Return what a fold was validated on; nothing that names a place with a secret in it."""
+    found = [selection.candidates[i] for i in selection.folds[fold - 1].validation]
+    return [one for one in found if redact(one.patch.volume_url) == one.patch.volume_url]
 
 
 def _choose(options: Mapping[str, Any]) -> TrainingOptions:
@@ -721,10 +730,20 @@ def validate(
     for image, target in patches:
         probabilities = np.asarray(model.predict_on_batch(image[None, ..., None]))  # (1, S, S, C)
         losses.append(float(loss(target[None, ..., None], probabilities)))
-        known = target != UNANNOTATED
-        pairs = target[known].astype(np.int64) * n_classes + probabilities[0].argmax(-1)[known]
-        confusion += np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+        confusion += confusion_matrix(target, probabilities[0].argmax(-1), n_classes)
     return (_finite(float(np.mean(losses))) if losses else None), confusion
+
+
+def confusion_matrix(target: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """Count annotated voxels by true and predicted channel.
+
+    >>> confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 0, 1, 1]), 2)
+    array([[1, 0],
+           [1, 1]])
+    """
+    known = target != UNANNOTATED
+    pairs = target[known].astype(np.int64) * n_classes + predicted[known]
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def f1_scores(confusion: np.ndarray) -> list[float]:

@@ -17,7 +17,7 @@ import pytest
 
 import cvdask
 from cvdask import cli
-from cvdask.cli import segmentation
+from cvdask.cli import training
 from cvdask.segmentation.train import TrainingOptions
 from tests.cli.command_lines import SEGMENTATION_COMMANDS, Call, example_of
 from tests.trees import tree_digest
@@ -299,7 +299,7 @@ def test_every_option_of_a_training_reaches_the_function(call: Call, received: d
 def test_every_option_of_a_segmentation_reaches_the_function(call: Call, received: dict[str, Any]):
     call(
         "segment a.zarr --model u.keras --name cells --probabilities --tta --precision bfloat16 "
-        "--max-changed 0.01 --roi :,:9,: --mask inside --z-range 3:9 --batch-size 2 --block-yx 64 "
+        "--max-changed 0.01 --max-loss 0.02 --roi :,:9,: --mask inside --z-range 3:9 --batch-size 2 --block-yx 64 "
         "128 --no-gpu --client serial --overwrite"
     )
     assert received == {
@@ -310,6 +310,7 @@ def test_every_option_of_a_segmentation_reaches_the_function(call: Call, receive
         "tta": True,
         "precision": "bfloat16",
         "max_changed": 0.01,
+        "max_loss": 0.02,
         "roi": ":,:9,:",
         "mask": "inside",
         "z_range": (3, 9),
@@ -400,13 +401,13 @@ def test_folds_stand_side_by_side_with_their_mean():
         "f1_sd": {"mitochondria": 0.3536, "z_discs": None, "mean": 0.1768},
         "folds": [FOLD, second, {**FOLD, "fold": 3, "validated": False, "best_epoch": 5}],
     }
-    assert segmentation._training_rows(scores) == [
+    assert training._training_rows(scores) == [
         ["F1", "fold 1", "fold 2", "mean ± sd"],
         ["mitochondria", "0.7500", "0.2500", "0.5000 ± 0.3536"],
         ["z_discs", "0.2500", "–", "0.2500 ± –"],
         ["mean", "0.5000", "0.2500", "0.3750 ± 0.1768"],
     ]
-    assert list(segmentation._fold_lines(scores)) == [
+    assert list(training._fold_lines(scores)) == [
         "fold 1: epoch 3 of 5, 1.5 min",
         "fold 2: epoch 3 of 5, 1.5 min",
         "all patches: epoch 5 of 5, 1.5 min, this network is kept",

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from cvdask.engine.cluster import SerialPool
 from cvdask.engine.plan import watch_summaries
 from cvdask.errors import BlocksFailed
-from cvdask.segmentation import predict
+from cvdask.segmentation import model_file, predict
 from cvdask.segmentation.forward import Network, supports_bfloat16
 from cvdask.segmentation.model_file import digest
 from cvdask.segmentation.predict import segment
 from cvdask.segmentation.unet import Architecture
 from cvdask.volume.boxes import Box
-from cvdask.volume.store import Volume, open_volume, read_attributes
+from cvdask.volume.store import Volume, open_volume, read_attributes, volume_digest
 from cvdask.volume.verify import verify
 from tests.samples import write_sample
 from tests.segmentation.networks import (
@@ -376,7 +376,7 @@ def test_a_damaged_file_ends_it_before_anything_is_written(sample, model, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, r"float32 or bfloat16.*'int8'"),
+        ({"precision": "int4"}, r"float32 or bfloat16 or int8.*'int4'"),
         ({"max_changed": 2.0}, r"0 and 1.*2\.0"),
         ({"batch_size": 0}, r"one slice.*0"),
         ({"block_yx": (0, 16)}, r"along y: 0"),
@@ -445,6 +445,87 @@ def test_bfloat16_that_changes_too_much_is_refused(sample, model):
     with pytest.raises(ValueError, match=r"0\.00%.*\d\.\d\d%.*--max-changed"):
         segment(sample, model, precision="bfloat16", max_changed=0.0)
     assert not Path(sample.url, "labels").exists()
+
+
+@pytest.fixture
+def validated(tmp_path, sample, whole) -> tuple[Volume, Path]:
+    """A sample annotated with nearly what the network says, and the network that knows of it."""
+    truth = VALUES[whole.argmax(-1)]
+    truth[:, ::7] = 0
+    shapes = {"chunk_shape": (2, 16, 16), "shard_shape": (4, 32, 32)}
+    marks = write_sample(sample.url, truth, labels="marks", classes=CLASSES, **shapes)
+    place = {"path": sample.url, "labels": "marks"}
+    digests = {"digest": volume_digest(sample), "labels_digest": volume_digest(marks)}
+    patches = [
+        {"volume_url": sample.url, "labels": "marks", "z": z, "y": 8, "x": 16, "size": 48}
+        for z in (1, 4)
+    ]
+    path = tmp_path / "validated.keras"
+    write_network(path, run={"inputs": [{**place, **digests}], "validation": patches})
+    return sample, path
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+def test_bfloat16_is_scored_on_the_patches_of_the_training(validated, whole):
+    sample, path = validated
+    result = segment(sample, path, precision="bfloat16", max_loss=0.2)
+    prediction = result.attributes["prediction"]
+    box = (slice(1, 5, 3), slice(8, 56), slice(16, 64))
+    truth, exact = sample.label("marks").read()[box], VALUES[whole.argmax(-1)][box]
+    scores = [
+        2 * ((truth == v) & (exact == v)).sum() / ((truth == v).sum() + (exact == v).sum())
+        for v in VALUES[1:]
+    ]
+    # Patches are predicted without what lies around them: not quite as within the slice.
+    assert prediction["f1_float32"] == pytest.approx(np.mean(scores), abs=0.1)
+    assert prediction["f1_bfloat16"] == pytest.approx(prediction["f1_float32"], abs=0.1)
+    assert "changed_share" not in prediction
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+def test_bfloat16_that_loses_too_much_is_refused(validated, monkeypatch):
+    sample, path = validated
+    scores = iter([0.9, 0.85])
+    monkeypatch.setattr(predict, "_validation_score", lambda *_: next(scores))
+    with pytest.raises(ValueError, match=r"0\.0400.*0\.8500.*0\.9000.*--max-loss"):
+        segment(sample, path, precision="bfloat16", max_loss=0.04)
+    assert sample.label_names() == ["marks"]
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": []},
+        {"validation": []},
+        {"validation": [{"volume_url": "/nowhere.zarr"}]},
+        {"validation": "x"},
+        {"inputs": [{"digest": "other"}]},
+    ],
+)
+def test_patches_that_are_not_what_they_were_are_not_used(validated, tmp_path, change):
+    sample, path = validated
+    run = {**model_file.describe(path).run, **change}
+    other = tmp_path / "other.keras"
+    write_network(other, run=run)
+    result = segment(sample, other, precision="bfloat16", max_changed=1, max_loss=0)
+    assert "changed_share" in result.attributes["prediction"]
+
+
+@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+def test_a_model_cannot_make_a_worker_read_from_elsewhere(validated, tmp_path, monkeypatch):
+    sample, path = validated
+    run = dict(model_file.describe(path).run)
+    run["validation"] = [{**run["validation"][0], "volume_url": "s3://bucket/a.zarr"}]
+    run["inputs"] = [{**run["inputs"][0], "path": "s3://bucket/a.zarr"}]
+    other = tmp_path / "other.keras"
+    write_network(other, run=run)
+    opened, seen = predict.open_volume, []
+    monkeypatch.setattr(
+        predict, "open_volume", lambda url, **k: seen.append(url) or opened(url, **k)
+    )
+    segment(sample, other, precision="bfloat16", max_changed=1)
+    assert all(str(url).startswith(sample.url) for url in seen)
 
 
 def test_a_processor_without_bfloat16_uses_float32_and_says_so(sample, model, whole, monkeypatch):
