@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from report import report
 
 import cvdask
-from benchmarks.report import report
 
 SCORES = ("f1", "jaccard", "v_rand", "v_info")
 

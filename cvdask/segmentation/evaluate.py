@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,6 +39,7 @@ from cvdask.segmentation.metrics import (
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.colors import PALETTE, UNANNOTATED
 from cvdask.volume.objects import redact
+from cvdask.volume.ome import label_name
 from cvdask.volume.store import Level, Volume, open_volume, read_box
 
 BACKGROUND = 0
@@ -403,8 +403,7 @@ def _probability_levels(
         name = _names(prediction).get(partner or BACKGROUND) or _names(truth).get(value)
         if name is None:
             continue
-        # As segment names them: what a label image's name cannot hold is a "_".
-        label = prefix + re.sub(r"[^A-Za-z0-9_.+-]", "_", name)
+        label = label_name(prefix + name)  # as segment names them
         if label in present:
             found[value] = volume.label(label)
     if not found:
@@ -570,9 +569,10 @@ def _conclude(
         if value not in seen:
             warnings.append(f"{name} has no voxel in {truth.name!r} within {region}")
         if partner is None:
-            warnings.append(
-                f"{prediction.name!r} does not know {name}: its {counts.fn} voxels are missed"
-            )
+            if counts.fn:
+                warnings.append(
+                    f"{prediction.name!r} does not know {name}: its {counts.fn} voxels are missed"
+                )
         elif counts.tp + counts.fp == 0:
             warnings.append(f"{name} has no voxel in {prediction.name!r} where there is truth")
         if probabilities is not None and value not in soft:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -69,6 +68,7 @@ from cvdask.volume.objects import (
     write_json,
     write_object,
 )
+from cvdask.volume.ome import label_name
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
 from cvdask.volume.store import (
     Level,
@@ -455,7 +455,7 @@ def describe_outputs(
     level = image.levels[0]
     chunk, shard = output_shapes(level.shape, level.chunk_shape, block_yx)
     values = sorted(classes)
-    names = [f"{name}_p_{re.sub(r'[^A-Za-z0-9_.+-]', '_', classes[v])}" for v in values]
+    names = [label_name(f"{name}_p_{classes[value]}") for value in values]
     if probabilities and len(set(names)) < len(names):
         raise ValueError(f"the probabilities of different classes need names. Received: {names}")
     common: dict[str, Any] = {

@@ -7,6 +7,7 @@ Metadata as JSON values, in and out; nothing is opened. Written is version 0.5, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,15 @@ def image_label(classes: Mapping[int, str], colors: Mapping[int, str]) -> dict[s
             {"label-value": value, "name": name} for value, name in sorted(classes.items())
         ]
     return described
+
+
+def label_name(text: str) -> str:
+    """Return a name that a label image can have: ``_`` stands for what it cannot hold.
+
+    >>> label_name("classes_p_Z disc/line")
+    'classes_p_Z_disc_line'
+    """
+    return re.sub(r"[^A-Za-z0-9_.+-]", "_", text)
 
 
 def read_image_label(described: Mapping[str, Any]) -> tuple[dict[int, str], dict[int, str]]:

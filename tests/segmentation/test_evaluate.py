@@ -217,6 +217,16 @@ def test_values_may_differ_where_names_agree(tmp_path):
     assert result.warnings == ()
 
 
+def test_a_class_without_voxels_that_nobody_knows_is_not_told_as_missed(tmp_path):
+    truth = np.ones(SHAPE, np.uint8)
+    names = {1: "mitochondria", 4: "nucleus"}
+    write_sample(tmp_path, np.zeros(SHAPE, np.uint8))
+    write_sample(tmp_path, truth, labels="annotations", classes=names)
+    write_sample(tmp_path, truth, labels="classes", classes={1: "mitochondria"})
+    result = score(tmp_path.as_posix())
+    assert result.warnings == ("nucleus has no voxel in 'annotations' within 0:11,0:20,0:24",)
+
+
 def test_what_is_on_one_side_only_is_said(tmp_path):
     truth = blobs(1)
     truth[truth == 2] = 0
