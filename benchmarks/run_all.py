@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("engine", "store", "phantom", "ingest", "segment")
+BENCHMARKS = ("engine", "store", "phantom", "ingest", "precision", "segment")
 
 HEAD = """# Benchmarks
 

@@ -1,0 +1,109 @@
+"""How near is a network to what the processor can multiply, and what do fewer bits bring?
+
+In one run: the fastest float32 matrix product of TensorFlow on all cores, then each preset's
+network on slices in memory, as ``segment`` calls it, in float32, bfloat16 and int8. Operations are
+those of the convolutions, 2 per multiply and add. Networks have fresh weights: speed does not
+depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from report import report
+
+from cvdask.engine.cluster import machine_limits
+from cvdask.segmentation import model_file
+from cvdask.segmentation.forward import (
+    NetworkSettings,
+    load_network,
+    quantise_network,
+    supports_bfloat16,
+    supports_int8,
+)
+from cvdask.segmentation.model_file import UNet
+from cvdask.segmentation.unet import PRESETS, Architecture, build, flops_per_pixel
+
+MATRIX = 4096
+
+
+def rate(work: Callable[[], Any], amount: float, seconds: float) -> float:
+    """Return the median amount per second of runs that fill some seconds, after one to warm up."""
+    work()
+    rates: list[float] = []
+    begun = time.perf_counter()
+    while len(rates) < 3 or time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        work()
+        rates.append(amount / (time.perf_counter() - started))
+    return float(np.median(rates))
+
+
+def peak_flops(seconds: float) -> float:
+    """Measure a large float32 matrix product: operations per second."""
+    one = tf.random.normal((MATRIX, MATRIX))
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(one, one)))
+    return rate(lambda: product().numpy(), 2 * MATRIX**3, seconds)
+
+
+def measure(folder: Path, preset: str, side: int, seconds: float, peak: float) -> list[list[str]]:
+    """Return a row per precision."""
+    architecture = Architecture(n_classes=4, preset=preset)
+    classes = {1: "mitochondria", 2: "myofibrils", 3: "z_discs"}
+    path = folder / f"{preset}.keras"
+    unet = UNet(architecture, classes, 128.0, 40.0, (20.0,) * 3, "uint8")
+    model_file.save(unet, build(architecture), path)
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side), np.uint8)
+    cores = machine_limits().cores
+    settings = NetworkSettings(str(path), model_file.digest(path), threads=cores)
+    networks = {"float32": load_network(settings)}
+    if supports_bfloat16():
+        low = NetworkSettings(str(path), settings.digest, "bfloat16", threads=cores)
+        networks["bfloat16"] = load_network(low)
+    if supports_int8():
+        networks["int8"] = quantise_network(settings, images[:, :512, :512])[1]
+    rows = []
+    for precision, network in networks.items():
+        pixels = rate(lambda n=network: n.classify(images[:1]), side**2, seconds)  # type: ignore[misc]
+        flops = pixels * flops_per_pixel(architecture)
+        first = float(rows[0][2]) if rows else pixels / 1e6
+        rows.append(
+            [
+                preset,
+                precision,
+                f"{pixels / 1e6:.3f}",
+                f"{flops / 1e9:.0f}",
+                f"{flops / peak:.2f}",
+                f"{pixels / 1e6 / first:.2f}",
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--side", type=int, default=1024, help="pixels of a slice along y and x")
+    parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
+    options = parser.parse_args()
+    peak = peak_flops(options.seconds)
+    rows = [["float32 product", "float32", "", f"{peak / 1e9:.0f}", "1.00", ""]]
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in options.presets:
+            rows += measure(Path(folder), preset, options.side, options.seconds, peak)
+    report(
+        f"Networks in memory, slices of {options.side}²",
+        ["network", "precision", "Mpixel/s", "GFLOP/s", "of the product's", "of its float32"],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
