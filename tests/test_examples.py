@@ -84,7 +84,7 @@ def test_the_commands_of_the_readme_are_there(capsys: pytest.CaptureFixture[str]
     lines = [
         shlex.split(line, comments=True)
         for block in blocks_of("")
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("cvdask ")
     ]
     assert len(lines) >= 5

@@ -181,7 +181,8 @@ def quantise_network(settings: NetworkSettings, images: np.ndarray) -> tuple[byt
     _prepare_framework(settings.cores)
     unet, model = model_file.load(settings.path)
     exact = load_network(replace(settings, precision="float32", quantised=None))
-    data = quantise(fold(unet.architecture, model), exact.normalised(images)[..., 0])
+    grey = exact.normalised(images)[..., 0]
+    data = quantise(unet.architecture, fold(unet.architecture, model), grey)
     return data, Network(unet, load_quantised(data, settings.cores), "int8", settings.n_views)
 
 

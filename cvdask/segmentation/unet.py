@@ -1,7 +1,7 @@
 """Which network is it, how far does it see, and what does it cost?
 
 1. An :class:`Architecture` says in a few integers which network is meant.
-2. The network itself is drawn once, by :func:`_draw`, in five strokes: convolve, pool, enlarge,
+2. The network itself is drawn once, by :func:`draw`, in five strokes: convolve, pool, enlarge,
    join and add.
 3. :func:`build` reads the drawing as Keras layers. :func:`halo`, :func:`flops_per_pixel` and
    :func:`n_parameters` read the same drawing as integers, without Keras.
@@ -185,7 +185,7 @@ def halo(architecture: Architecture) -> int:
     >>> halo(Architecture(n_classes=2)), halo(Architecture(n_classes=2, preset="paper"))
     (105, 171)
     """
-    output = _draw(architecture, _Count(), _Seen.image(architecture))
+    output = draw(architecture, _Count(), _Seen.image(architecture))
     position = np.arange(len(output.first))
     return int(max((position - output.first).max(), (output.last - position).max()))
 
@@ -198,7 +198,7 @@ def flops_per_pixel(architecture: Architecture) -> float:
     (2065792, 14.8)
     """
     count = _Count()
-    _draw(architecture, count, _Seen.image(architecture))
+    draw(architecture, count, _Seen.image(architecture))
     return count.flops
 
 
@@ -209,7 +209,7 @@ def n_parameters(architecture: Architecture) -> int:
     3729002
     """
     count = _Count()
-    _draw(architecture, count, _Seen.image(architecture))
+    draw(architecture, count, _Seen.image(architecture))
     return count.parameters
 
 
@@ -236,7 +236,7 @@ def build(
     import keras
 
     image = keras.Input((None, None, architecture.in_channels), dtype="float32", name="image")
-    logits = _draw(architecture, _Layers(precision, folded), image)  # (B, Y, X, n_classes)
+    logits = draw(architecture, _Layers(precision, folded), image)  # (B, Y, X, n_classes)
     probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(image, probabilities, name="unet")
 
@@ -360,10 +360,10 @@ class _Strokes(Protocol):
         """Add features of one width; then apply the unit."""
 
 
-def _draw(architecture: Architecture, strokes: _Strokes, image: Any) -> Any:
+def draw(architecture: Architecture, strokes: _Strokes, image: Any) -> Any:
     """Draw the network from an image, (B, Y, X, in_channels), to logits, (B, Y, X, n_classes)."""
-    draw = {"paper": _draw_paper, "fast": _draw_fast}[architecture.preset]
-    x = draw(architecture, strokes, image)  # (B, Y, X, base_width)
+    preset = {"paper": _draw_paper, "fast": _draw_fast}[architecture.preset]
+    x = preset(architecture, strokes, image)  # (B, Y, X, base_width)
     return strokes.convolve(x, architecture.n_classes, "logits", size=1)
 
 

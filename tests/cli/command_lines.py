@@ -10,7 +10,7 @@ from collections.abc import Callable
 # 25 × 50 × 50 voxels: one shard, no coarser level.
 SMALL = "--size-um 1 2 2 --voxel-nm 40"
 VOLUME_COMMANDS = ("phantom", "ingest", "info", "pyramid", "verify", "export")
-SEGMENTATION_COMMANDS = ("train-unet", "segment", "evaluate")
+SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -434,7 +434,8 @@ def test_examples_of_the_help_work(
     for command in SEGMENTATION_COMMANDS:
         example = example_of(call(f"{command} --help")[1])
         assert example.startswith(f"{command} ")
-        again = " --overwrite --dry-run" if command == "train-unet" else ""
+        trains = command in ("train-unet", "study-imbalance")
+        again = " --overwrite --dry-run" if trains else ""
         code, _, error = call(example + again)
         assert code == 0, (shlex.split(example), error)
     assert (tmp_path / "scores.png").exists()
