@@ -90,7 +90,9 @@ def by_cvdask(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
     remark = f"{fold['n_epochs']} epochs, best {fold['best_epoch']}"
     rows = []
     precisions = ["float32", "bfloat16"] if supports_bfloat16() else ["float32"]
-    for precision, views in [*((one, 1) for one in precisions), ("float32", 8)]:
+    # As segment --tta does: tissue that was learned in one direction is not turned.
+    n_views = 4 if unet.upright else 8
+    for precision, views in [*((one, 1) for one in precisions), ("float32", n_views)]:
         digest = model_file.digest(out)
         settings = NetworkSettings(str(out), digest, precision, views, threads=task["cores"])
         network = load_network(settings)

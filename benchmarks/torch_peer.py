@@ -6,7 +6,7 @@ back is the best network's classes of the validation patches and a file that tel
 about. The recipe is the one that these libraries' users would take:
 
 1. Crops from random places, a third of them around a class drawn evenly (as nnU-Net does); flips,
-   right angles, gain, offset, gamma and noise.
+   right angles (half turns where tissue has a direction, ``upright``), gain, offset, gamma and noise.
 2. Dice and cross-entropy; AdamW with a warm-up and a cosine decline that follows the clock.
 3. Memory with channels last, and bfloat16 where a trial, which does not count as training, shows
    that it is faster here.
@@ -21,7 +21,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,19 @@ class Crops:
     targets : (N, S, S) uint8
     size : int
     n_classes : int
+    turns : sequence of int
+        Quarter turns that crops may be given.
     """
 
-    def __init__(self, images: np.ndarray, targets: np.ndarray, size: int, n_classes: int) -> None:
-        self.images, self.targets, self.size = images, targets, size
+    def __init__(
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        size: int,
+        n_classes: int,
+        turns: Sequence[int],
+    ) -> None:
+        self.images, self.targets, self.size, self.turns = images, targets, size, turns
         self.rng = np.random.default_rng(0)
         shown = [np.argwhere(targets == channel) for channel in range(n_classes)]
         self.places = [places for places in shown if len(places)]
@@ -106,7 +115,7 @@ class Crops:
         else:
             i = rng.integers(len(self.images))
             y, x = rng.integers(0, extent - size + 1, 2)
-        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        turns, mirrored = int(rng.choice(self.turns)), bool(rng.integers(2))
         image, target = (
             np.rot90(one[i, y : y + size, x : x + size][:, :: -1 if mirrored else 1], turns)
             for one in (self.images, self.targets)
@@ -161,8 +170,16 @@ def bfloat16_is_faster(model: torch.nn.Module, loss: Loss, batch: Any) -> bool:
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, images: np.ndarray, bfloat16: bool, views: int) -> np.ndarray:
-    """Return the most probable channel of each pixel: (N, S, S) uint8."""
+def predict(
+    model: torch.nn.Module,
+    images: np.ndarray,
+    bfloat16: bool,
+    views: Sequence[tuple[int, bool]] = ((0, False),),
+) -> np.ndarray:
+    """Return the most probable channel of each pixel: (N, S, S) uint8.
+
+    The probabilities are the mean over views, each turned so often and mirrored or not.
+    """
     model.eval()
     fill = -images.shape[1] % STRIDE
     found = []
@@ -170,8 +187,7 @@ def predict(model: torch.nn.Module, images: np.ndarray, bfloat16: bool, views: i
         batch = torch.from_numpy(image[None, None])
         batch = torch.nn.functional.pad(batch, (0, fill, 0, fill), mode="reflect")
         total: Any = 0
-        for view in range(views):
-            turns, mirrored = view % 4, view >= 4
+        for turns, mirrored in views:
             one = torch.rot90(batch.flip(-1) if mirrored else batch, turns, (-2, -1))
             one = one.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -223,7 +239,7 @@ def train(
         now = time.monotonic()
         over = now - begun >= budget
         if over or now >= next_judgement:
-            score = mean_f1(validation[1], predict(model, validation[0], bfloat16, 1), n_classes)
+            score = mean_f1(validation[1], predict(model, validation[0], bfloat16), n_classes)
             if score > best:
                 best, best_state, best_step = score, copy.deepcopy(model.state_dict()), step
             judging = time.monotonic() - now
@@ -247,7 +263,10 @@ def main(folder: Path, name: str) -> None:
     entropy = torch.nn.CrossEntropyLoss(ignore_index=UNANNOTATED)
     model = build(name, task["n_classes"], task["encoder_weights"])
     model = model.to(memory_format=torch.channels_last)
-    crops = Crops(images, targets, min(task["crop"], images.shape[1]), task["n_classes"])
+    # Tissue of one direction is left in it, as train-unet does when it is told so.
+    turns = (0, 2) if task["options"].get("upright") else (0, 1, 2, 3)
+    size = min(task["crop"], images.shape[1])
+    crops = Crops(images, targets, size, task["n_classes"], turns)
 
     def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return dice(logits, target) + entropy(logits, target)
@@ -263,20 +282,21 @@ def main(folder: Path, name: str) -> None:
         f"{told['n_steps']} steps, best after {told['best_step']}; {n_weights:.1f} M weights, "
         f"begun {'from ' + weights if weights else 'at random'}"
     )
-    predict(model, judges[:1], bfloat16, 1)
+    predict(model, judges[:1], bfloat16)
     rows = []
-    for views in (1, 8):
+    all_views = [(turn, mirrored) for turn in turns for mirrored in (False, True)]
+    for views in (all_views[:1], all_views):
         started = time.perf_counter()
         predicted = predict(model, judges, bfloat16, views)
         seconds = time.perf_counter() - started
-        np.save(folder / f"{name}-{views}.npy", predicted)
+        np.save(folder / f"{name}-{len(views)}.npy", predicted)
         rows.append(
             {
-                "way": name if views == 1 else f"{name}, {views} views",
-                "predicted": f"{name}-{views}.npy",
+                "way": name if len(views) == 1 else f"{name}, {len(views)} views",
+                "predicted": f"{name}-{len(views)}.npy",
                 "predict_seconds": seconds,
                 "precision": precision,
-                "remark": remark if views == 1 else "",
+                "remark": remark if len(views) == 1 else "",
             }
         )
     (folder / f"{name}.json").write_text(json.dumps({**told, "rows": rows}))

@@ -103,6 +103,7 @@ def test_the_graph_is_the_network(tmp_path, preset, sign):
     np.testing.assert_allclose(graph(image)[0], np.asarray(model(image)), atol=1e-5)
 
 
+@int8
 def test_every_convolution_of_the_published_network_is_quantised(tmp_path):
     import openvino
 
