@@ -164,14 +164,16 @@ def write_volume(folder: Path, depth: int, side: int) -> Any:
     with tifffile.TiffWriter(folder / "stack.tif", bigtiff=True) as stack:
         for z in range(depth):
             stack.write(slices[z % len(slices)], contiguous=True, metadata=None)
-    return cvdask.ingest(
+    written = cvdask.ingest(
         folder / "stack.tif",
         folder / "volume.zarr",
         voxel_nm=VOXEL_NM,
         n_levels=1,
         check=False,
         client="threads",
-    ).volume
+    )
+    assert not isinstance(written, list)
+    return written.volume
 
 
 def in_memory(

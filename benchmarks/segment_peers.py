@@ -85,10 +85,11 @@ def by_cvdask(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
     out = folder / "cvdask.keras"
     with mock.patch.object(training, "select", one_fold):
         unet = cvdask.train_unet(task["sample"], out=out, labels=task["labels"], **task["options"])
+    assert isinstance(unet, model_file.UNet)
     fold = unet.run["scores"]["folds"][0]
     images = np.load(folder / "validation_images.npy")
     remark = f"{fold['n_epochs']} epochs, best {fold['best_epoch']}"
-    rows = []
+    rows: list[dict[str, Any]] = []
     precisions = ["float32", "bfloat16"] if supports_bfloat16() else ["float32"]
     # As segment --tta does: tissue that was learned in one direction is not turned.
     n_views = 4 if unet.upright else 8
@@ -254,7 +255,8 @@ def torch_python(cache: Path) -> Path:
     for command in steps:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise CannotInstall(f"not installed: {last_line(done.stderr)}")
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            raise CannotInstall(f"not installed: {(errors or [last_line(done.stderr)])[0]}")
     complete.touch()
     return python
 

@@ -6,7 +6,7 @@ back is the best network's classes of the validation patches and a file that tel
 about. The recipe is the one that these libraries' users would take:
 
 1. Crops from random places, a third of them around a class drawn evenly (as nnU-Net does); flips,
-   right angles (half turns where tissue has a direction, ``upright``), gain, offset, gamma and noise.
+   right angles (half turns alone where tissue is ``upright``), gain, offset, gamma and noise.
 2. Dice and cross-entropy; AdamW with a warm-up and a cosine decline that follows the clock.
 3. Memory with channels last, and bfloat16 where a trial, which does not count as training, shows
    that it is faster here.
