@@ -15,7 +15,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 
     volume with annotations ── train_unet ──▶ unet.keras
                                                   │ segment, of any volume
-                  scores ◀── evaluate ── labels/classes
+                  scores ◀── evaluate ── labels/classes ── density ──────▶ density image
+                                                └───────── descriptors ──▶ table
 
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
@@ -23,6 +24,9 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 4. :func:`export` cuts a :class:`Box` out for programs that want a TIFF or a PNG.
 5. :func:`train_unet` learns from a few annotated slices; :func:`segment` classifies every voxel of
    a volume with what was learned; :func:`evaluate` scores that, class by class.
+6. :func:`density` counts one class for each voxel of another around every place;
+   :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
+   thickness.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -40,6 +44,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.morphometry.density import density
+    from cvdask.morphometry.descriptors import descriptors
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
@@ -57,6 +63,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Volume",
+    "density",
+    "descriptors",
     "evaluate",
     "export",
     "info",
@@ -75,6 +83,8 @@ __version__ = version("cvdask")
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
     "Volume": ("cvdask.volume.store", "Volume"),
+    "density": ("cvdask.morphometry.density", "density"),
+    "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),

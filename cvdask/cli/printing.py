@@ -178,6 +178,9 @@ def _origin_lines(described: Mapping[str, Any], verbose: bool) -> list[str]:
     options = {k: v for k, v in provenance["options"].items() if verbose or v not in (None, [], {})}
     lines += [f"  {name}: {json.dumps(value)}" for name, value in options.items()]
     for source in provenance["inputs"]:
+        if "path" not in source:  # a volume, not a file
+            lines.append(f"  from {', '.join(str(v) for k, v in source.items() if k != 'digest')}")
+            continue
         lines.append(f"  from {source['path']} ({source['format']}) into {source['into']}")
         if verbose:
             lines.append(f"    sha256 of its names, sizes and times: {source['fingerprint']}")
