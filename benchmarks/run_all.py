@@ -12,7 +12,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("engine", "store", "phantom", "ingest", "precision", "segment")
+BENCHMARKS = (
+    "engine",
+    "store",
+    "phantom",
+    "ingest",
+    "precision",
+    "segment",
+    "segment_peers",
+    "segment_gpu",
+    "density",
+)
 
 HEAD = """# Benchmarks
 

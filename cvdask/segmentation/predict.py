@@ -247,7 +247,14 @@ def segment(
     with connect(client, workers=workers) as opened:
         pool = _with_gpus(opened, gpu)
         begun_with = _begun_with(main) if state == "begun" else None
+        if begun_with and begun_with.precision != precision:
+            notices.append(
+                f"the run was begun in {begun_with.precision}, by a machine without {precision}, "
+                f"and goes on so: voxels must not depend on who computes them"
+            )
         quantised = _quantised_before(main) if state == "begun" and precision == "int8" else None
+        used = begun_with.precision if begun_with else precision
+        extents = begun_with.block_yx if begun_with else _block_extents(block_yx, main.levels[0])
         plan = plan_segment(
             image.levels[0],
             unet.architecture,
@@ -256,22 +263,23 @@ def segment(
             worker_bytes=pool.worker_bytes,
             batch_size=batch_size,
             batch_pixels=GPU_BATCH_PIXELS if _expects_gpu(pool) else CPU_BATCH_PIXELS,
-            block_yx=begun_with or _block_extents(block_yx, main.levels[0]),
+            block_yx=extents,
             tta=n_views > 1,
         )
         if dry_run:
             pairs = zip(full.levels, full.levels[1:], strict=False)
             return [plan, *(plan_level(image.url, fine, coarse) for fine, coarse in pairs)]
-        asked = NetworkSettings(model_url, digest, precision, n_views, *_sharing(pool))
+        asked = NetworkSettings(model_url, digest, used, n_views, *_sharing(pool))
         job = _Job(
             image, outputs, asked, unet.architecture, region, masked, plan.notes["batch_size"]
         )
         probe, network = pool.submit(_probe, job, quantised, bool(gpu)).result()
-        notices += _judge(probe, precision, max_changed, max_loss)
+        notices += _judge(probe, used, max_changed, max_loss)
         for notice in notices:
             warnings.warn(notice, stacklevel=2)
         begin(outputs, provenance, **ways)
-        _remember_blocks(main, plan)
+        if begun_with is None:
+            _remember_choices(main, plan, probe["precision"])
         quantised = _remember_quantised(main, network) if network else None
         job = replace(
             job, network=replace(asked, precision=probe["precision"], quantised=quantised)
@@ -284,7 +292,7 @@ def segment(
             client=pool,
             mask=_engine_mask(masked),
         )
-        delete_object(main.url, _blocks_key(main))
+        delete_object(main.url, _choices_key(main))
         delete_object(main.url, _quantised_key(main))
         late = _late_notices(read_attributes(main.url, labels=name), plan)
         for notice in late:
@@ -484,23 +492,39 @@ def _block_extents(block_yx: tuple[int, int] | None, level: Level) -> tuple[int,
     return None if block_yx is None else (level.shard_shape[1], level.shard_shape[2])
 
 
-# Markers of a begun run name blocks by number, which means something in one grid only. So the
-# blocks of a begun run are kept beside its markers: another machine, or another number of workers,
-# has another memory and would choose others.
+# Markers of a begun run name blocks by number, which means something in one grid only. So what was
+# chosen for a begun run is kept beside its markers: another machine, or another number of workers,
+# has another memory and other instructions and would choose otherwise.
 
 
-def _blocks_key(main: Volume) -> str:
+@dataclass(frozen=True)
+class _Choices:
+    """What a run was begun with.
+
+    Parameters
+    ----------
+    block_yx : (y, x)
+        Extent of its blocks, in voxels.
+    precision : str
+        What was used, not what was asked for.
+    """
+
+    block_yx: tuple[int, int]
+    precision: str
+
+
+def _choices_key(main: Volume) -> str:
     return f"{main.levels[0].path}/.cvdask/blocks.json"
 
 
-def _begun_with(main: Volume) -> tuple[int, int] | None:
-    kept = read_json(main.url, _blocks_key(main))
-    return None if kept is None else (int(kept["y"]), int(kept["x"]))
+def _begun_with(main: Volume) -> _Choices | None:
+    kept = read_json(main.url, _choices_key(main))
+    return None if kept is None else _Choices((int(kept["y"]), int(kept["x"])), kept["precision"])
 
 
-def _remember_blocks(main: Volume, plan: Plan) -> None:
+def _remember_choices(main: Volume, plan: Plan, precision: str) -> None:
     _, y, x = plan.grid.block_shape
-    write_json(main.url, _blocks_key(main), {"y": y, "x": x})
+    write_json(main.url, _choices_key(main), {"y": y, "x": x, "precision": precision})
 
 
 # The ranges of an int8 network are a choice too: who goes on must compute what was begun with.

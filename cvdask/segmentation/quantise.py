@@ -20,6 +20,8 @@ joins, half of the time, run in float32. Measured on 2 busy cores: 4 × slower t
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import tempfile
@@ -47,7 +49,7 @@ def check_openvino() -> None:
         When ``openvino`` or ``nncf`` is missing.
     """
     try:
-        _silence_telemetry()
+        _silence_nncf()
         import nncf  # noqa: F401
         import openvino  # noqa: F401
     except ImportError as error:
@@ -57,10 +59,9 @@ def check_openvino() -> None:
         ) from error
 
 
-def _silence_telemetry() -> None:
-    """Keep both libraries from reporting their use, and from logging what they optimise."""
-    os.environ.setdefault("OPENVINO_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("NNCF_CI", "1")  # nncf sends nothing where this is set
+def _silence_nncf() -> None:
+    """Keep it from reporting its use to its makers, and from logging what it optimises."""
+    os.environ.setdefault("NNCF_CI", "1")  # read when it is imported: nothing is sent then
     logging.getLogger("nncf").setLevel(logging.ERROR)
 
 
@@ -86,7 +87,7 @@ def quantise(architecture: Architecture, model: Any, images: np.ndarray) -> byte
 
     samples = [image[None, ..., None] for image in images]  # (1, Y, X, 1)
     # A network is small beside the images; progress bars of a second are noise.
-    with _without_progress():
+    with contextlib.redirect_stdout(io.StringIO()):
         quantised = nncf.quantize(
             to_openvino(architecture, model),
             nncf.Dataset(samples),
@@ -203,13 +204,6 @@ class _Nodes:
 
     def _by_channel(self, values: np.ndarray) -> Any:
         return self.nodes.constant(values.reshape(1, -1, 1, 1))
-
-
-def _without_progress() -> Any:
-    import contextlib
-    import io
-
-    return contextlib.redirect_stdout(io.StringIO())
 
 
 def load_quantised(data: bytes, threads: int) -> Callable[[Any], np.ndarray]:

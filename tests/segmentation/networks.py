@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cvdask.segmentation import model_file
+from cvdask.segmentation.forward import supports_bfloat16
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.unet import Architecture, build, stride
+
+needs_bfloat16 = pytest.mark.skipif(
+    not supports_bfloat16(), reason="this processor has no bfloat16 instructions"
+)
 
 # Sees 21 voxels to each side; a halo and a stride that 61 × 83 slices do not divide by.
 TINY = Architecture(n_classes=3, base_width=4, depth=2)

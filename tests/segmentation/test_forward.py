@@ -30,7 +30,14 @@ from cvdask.segmentation.model_file import digest
 from cvdask.segmentation.tiling import read_window
 from cvdask.segmentation.unet import Architecture
 from cvdask.volume.boxes import Box
-from tests.segmentation.networks import TINY, clear_of_ties, texture, whole_slices, write_network
+from tests.segmentation.networks import (
+    TINY,
+    clear_of_ties,
+    needs_bfloat16,
+    texture,
+    whole_slices,
+    write_network,
+)
 
 # Keras 3.15 under NumPy 2, when it saves a network
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -208,12 +215,7 @@ def test_threads_load_it_once_and_compute_in_turn(path):
     assert len({id(one) for one in write}) == 1
 
 
-bfloat16 = pytest.mark.skipif(
-    not supports_bfloat16(), reason="this processor has no bfloat16 instructions"
-)
-
-
-@bfloat16
+@needs_bfloat16
 def test_bfloat16_is_near_and_leaves_no_trace(path, whole):
     options = tf.config.optimizer.get_experimental_options()
     rounded = tf.config.experimental.tensor_float_32_execution_enabled()

@@ -15,7 +15,7 @@ from cvdask.engine.cluster import SerialPool
 from cvdask.engine.plan import watch_summaries
 from cvdask.errors import BlocksFailed
 from cvdask.segmentation import model_file, predict
-from cvdask.segmentation.forward import Network, NetworkSettings, load_network, supports_bfloat16
+from cvdask.segmentation.forward import Network, NetworkSettings, load_network
 from cvdask.segmentation.model_file import digest
 from cvdask.segmentation.predict import segment
 from cvdask.segmentation.unet import Architecture
@@ -26,6 +26,7 @@ from tests.samples import write_sample
 from tests.segmentation.networks import (
     CLASSES,
     clear_of_ties,
+    needs_bfloat16,
     texture,
     whole_slices,
     write_network,
@@ -429,7 +430,7 @@ def test_blank_slices_are_slices(tmp_path, model):
 # Precision and memory of the device
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_bfloat16_is_compared_with_float32_and_used(sample, model, whole):
     result = segment(sample, model, precision="bfloat16", max_changed=0.2)
     changed = (result.read() != VALUES[whole.argmax(-1)]).mean()
@@ -440,7 +441,7 @@ def test_bfloat16_is_compared_with_float32_and_used(sample, model, whole):
     assert prediction["changed_share"] == pytest.approx(changed, rel=0.7)
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_bfloat16_that_changes_too_much_is_refused(sample, model):
     with pytest.raises(ValueError, match=r"0\.00%.*\d\.\d\d%.*--max-changed"):
         segment(sample, model, precision="bfloat16", max_changed=0.0)
@@ -465,7 +466,7 @@ def validated(tmp_path, sample, whole) -> tuple[Volume, Path]:
     return sample, path
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_bfloat16_is_scored_on_the_patches_of_the_training(validated):
     sample, path = validated
     result = segment(sample, path, precision="bfloat16", max_loss=0.2)
@@ -483,7 +484,7 @@ def test_bfloat16_is_scored_on_the_patches_of_the_training(validated):
     assert "changed_share" not in prediction
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_bfloat16_that_loses_too_much_is_refused(validated, monkeypatch):
     sample, path = validated
     scores = iter([0.9, 0.85])
@@ -493,7 +494,7 @@ def test_bfloat16_that_loses_too_much_is_refused(validated, monkeypatch):
     assert sample.label_names() == ["marks"]
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 @pytest.mark.parametrize(
     "change",
     [
@@ -513,7 +514,7 @@ def test_patches_that_are_not_what_they_were_are_not_used(validated, tmp_path, c
     assert "changed_share" in result.attributes["prediction"]
 
 
-@pytest.mark.skipif(not supports_bfloat16(), reason="this processor has no bfloat16 instructions")
+@needs_bfloat16
 def test_a_model_cannot_make_a_worker_read_from_elsewhere(validated, tmp_path, monkeypatch):
     sample, path = validated
     run = dict(model_file.describe(path).run)
@@ -535,6 +536,29 @@ def test_a_processor_without_bfloat16_uses_float32_and_says_so(sample, model, wh
         result = segment(sample, model, precision="bfloat16")
     assert_segmented(result.read(), whole)
     assert result.attributes["prediction"]["precision"] == "float32"
+
+
+@needs_bfloat16
+def test_who_goes_on_keeps_the_precision_it_was_begun_in(sample, model, whole, monkeypatch):
+    classify, calls = Network.classify, []
+
+    def stops(self: Network, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return classify(self, *args, **options)
+
+    # Begun on a machine without the instructions, and gone on with on one that has them.
+    with monkeypatch.context() as there:
+        there.setattr(predict, "supports_bfloat16", lambda: False)
+        there.setattr(Network, "classify", stops)
+        with pytest.warns(UserWarning, match="float32"), pytest.raises(KeyboardInterrupt):
+            segment(sample, model, precision="bfloat16", max_changed=1)
+    with pytest.warns(UserWarning, match=r"begun in float32.*without bfloat16"):
+        result = segment(sample, model, precision="bfloat16", max_changed=1)
+    np.testing.assert_array_equal(result.read(), segment(sample, model, name="exact").read())
+    assert result.attributes["prediction"]["precision"] == "float32"
+    assert any("begun in float32" in text for text in result.attributes["warnings"])
 
 
 def test_a_worker_without_bfloat16_is_counted(sample, model, monkeypatch):
