@@ -370,6 +370,25 @@ class Grid:
                 index = index * extent + (cell - start)
             yield self._block(index, offset)
 
+    def beside(self, index: int, offset: Sequence[int]) -> int | None:
+        """Return the number of the visited block so many cells away; None where there is none.
+
+        >>> Grid((10, 10), (4, 4)).beside(4, (1, -1)), Grid((10, 10), (4, 4)).beside(2, (0, 1))
+        (6, None)
+        """
+        cells = self.cells
+        position = []
+        rest = index
+        for extent in reversed(cells.shape):
+            rest, within = divmod(rest, extent)
+            position.append(within)
+        number = 0
+        for within, step, extent in zip(reversed(position), offset, cells.shape, strict=True):
+            if not 0 <= within + step < extent:
+                return None
+            number = number * extent + within + step
+        return number
+
     @property
     def largest_read(self) -> int:
         """Upper bound on the voxels of any read box."""

@@ -1,0 +1,89 @@
+"""How do tasks hand arrays to one another? As small objects below the output, checked when read.
+
+:func:`write_arrays` stores named integer arrays in one object; :func:`read_arrays` returns them, or
+says that the object is gone or damaged. Each array is kept in the smallest type that holds it, and
+all together are compressed once: partial sums of objects are mostly zeros and small numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from cvdask.errors import DamagedData
+from cvdask.volume.objects import read_object, redact, write_object
+
+# The checksum is what matters; level 1 is as fast as writing is.
+CODEC = Zstd(level=1, checksum=True)
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Encode named integer arrays.
+
+    >>> unpack(pack({"a": np.array([[1, -2]]), "b": np.array([], "uint8")}))
+    {'a': array([[ 1, -2]]), 'b': array([], dtype=int64)}
+    """
+    header, parts = [], []
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        # Columns of a table differ in what they hold, so each finds its own type.
+        columns = array.T if array.ndim == 2 else [array]
+        narrow = [_narrowed(column) for column in columns]
+        header.append([name, list(array.shape), [column.dtype.str for column in narrow]])
+        parts += [column.tobytes() for column in narrow]
+    described = json.dumps(header, separators=(",", ":")).encode()
+    return bytes(CODEC.encode(len(described).to_bytes(4, "little") + described + b"".join(parts)))
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    if array.size == 0:
+        return array.astype(np.uint8)
+    low, high = int(array.min()), int(array.max())
+    kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+    # Both bounds together may need more bits than either: −1 and 255 need 16.
+    if low < 0 and np.iinfo(kind).max < high:
+        kind = np.dtype(np.int64)
+    return np.ascontiguousarray(array, kind)
+
+
+def unpack(data: bytes) -> dict[str, np.ndarray]:
+    """Decode what :func:`pack` has encoded; every array is int64 again."""
+    decoded = bytes(CODEC.decode(data))
+    offset = 4 + int.from_bytes(decoded[:4], "little")
+    arrays = {}
+    for name, shape, kinds in json.loads(decoded[4:offset]):
+        array = np.empty(shape, np.int64)
+        columns = array.T if array.ndim == 2 else [array]
+        for column, kind in zip(columns, kinds, strict=True):
+            count = column.size
+            values = np.frombuffer(decoded, kind, count, offset)
+            column[...] = values.reshape(column.shape)
+            offset += values.nbytes
+        arrays[name] = array
+    return arrays
+
+
+def write_arrays(url: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Store named integer arrays in one object."""
+    write_object(url, key, pack(arrays))
+
+
+def read_arrays(url: str, key: str) -> dict[str, np.ndarray]:
+    """Read named integer arrays, as int64.
+
+    Raises
+    ------
+    DamagedData
+        When the object is gone or its bytes are not what was written.
+    """
+    where = f"{redact(url)}/{key}"
+    data = read_object(url, key)
+    if data is None:
+        raise DamagedData(f"{where} is gone: run the same command with --overwrite")
+    try:
+        return unpack(data)
+    except (RuntimeError, ValueError) as error:
+        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
