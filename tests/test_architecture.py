@@ -25,7 +25,12 @@ import cvdask
 
 ROOT = Path(cvdask.__file__).parent
 
-VALUES = ("cvdask.errors", "cvdask.volume.boxes", "cvdask.volume.colors")
+VALUES = (
+    "cvdask.compiled",
+    "cvdask.errors",
+    "cvdask.volume.boxes",
+    "cvdask.volume.colors",
+)
 STORE = (
     *VALUES,
     "cvdask.volume.array_metadata",
@@ -41,7 +46,7 @@ VOLUME = (*ENGINE, "cvdask.volume.*")
 # A synthetic cell: what all its shapes stand on, and those who put them together.
 GROUND = (
     *VALUES,
-    *(f"cvdask.volume.cell.{name}" for name in ("compiled", "chance", "layout", "voxels")),
+    *(f"cvdask.volume.cell.{name}" for name in ("chance", "layout", "voxels")),
 )
 CELL = (*VALUES, "cvdask.volume.cell.*")
 
@@ -49,6 +54,7 @@ CELL = (*VALUES, "cvdask.volume.cell.*")
 MAY_IMPORT = {
     # For type checkers only: at run time names are fetched late.
     "cvdask": ("cvdask.volume.*", "cvdask.segmentation.*", "cvdask.morphometry.*"),
+    "cvdask.compiled": (),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),
@@ -59,11 +65,10 @@ MAY_IMPORT = {
     "cvdask.volume.shards": VALUES,
     "cvdask.volume.store": STORE,
     "cvdask.volume.cell": CELL,
-    "cvdask.volume.cell.compiled": (),
-    "cvdask.volume.cell.chance": ("cvdask.volume.cell.compiled",),
+    "cvdask.volume.cell.chance": ("cvdask.compiled",),
     "cvdask.volume.cell.layout": (
         *VALUES,
-        "cvdask.volume.cell.compiled",
+        "cvdask.compiled",
         "cvdask.volume.cell.chance",
     ),
     "cvdask.volume.cell.rendering": CELL,

@@ -214,9 +214,9 @@ def descriptors(
     if isinstance(written, list):
         tell_plans("descriptors", written, as_json)
         return
-    from cvdask.morphometry.descriptors import table_metadata
+    from cvdask.morphometry.tables import table_metadata
 
-    warnings = [*notes, *table_metadata(written).get("warnings", [])]
+    warnings = [*notes, *table_metadata(written.schema).get("warnings", [])]
     place = clean(out or f"{volume.rstrip('/')}/tables/descriptors.parquet")
     if as_json:
         print_json(

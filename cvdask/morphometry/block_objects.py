@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from cvdask.compiled import compiled
 from cvdask.morphometry.configurations import KIND_OF_CELL
 from cvdask.morphometry.partials import (
     BOUNDS,
@@ -126,7 +126,7 @@ def find_instances(data: np.ndarray) -> tuple[Runs, np.ndarray]:
     return Runs(rows, start, stop, label, first), value[first]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _find_value_runs(
     data: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -161,7 +161,7 @@ def _find_value_runs(
     return rows, start, stop, value
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _number_values(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number values by their first occurrence, through a hash table of open addressing."""
     size = 1024
@@ -194,7 +194,7 @@ def _number_values(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return label, first[:n].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _slot(value: int, size: int) -> int:
     # Fibonacci hashing: 2⁶⁴ divided by the golden ratio; size is a power of two.
     mixed = np.uint64(value) * np.uint64(11400714819323198485)
@@ -322,7 +322,7 @@ def _faces(
     return faces
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_grey(
     rows: np.ndarray,
     start: np.ndarray,
@@ -344,7 +344,7 @@ def _add_grey(
                 own[3] = max(own[3], value)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_contacts(
     rows: np.ndarray,
     start: np.ndarray,
@@ -372,7 +372,7 @@ def _add_contacts(
                     _add_line(values[z, y], beside, beside + 1, kind, contact_of, 2, own)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _add_line(
     line: np.ndarray,
     first: int,
@@ -388,7 +388,7 @@ def _add_line(
             own[3 * column + axis] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def paint(
     rows: np.ndarray,
     start: np.ndarray,

@@ -107,7 +107,7 @@ def direction_weights(voxel_size: tuple[float, float, float]) -> tuple[float, ..
 def crofton_areas(voxel_size: tuple[float, float, float]) -> np.ndarray:
     """Return the area that a cell of each kind adds, by Crofton's formula in 13 directions.
 
-    Over the pairs of voxels one step k apart of which one is the object's, 4 · c_k · (v / d_k) / m_k:
+    Over the pairs of voxels one step k apart of which one is the object's: 4 c_k (v / d_k) / m_k.
     c_k is the share of all directions that is nearest to k, v the voxel's volume, d_k the step's
     length, and m_k the cells that hold each pair, 4, 2 or 1 (Lehmann and Legland 2012).
 

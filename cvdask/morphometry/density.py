@@ -29,10 +29,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numcodecs.zstd import Zstd
 
 from cvdask import __version__
+from cvdask.compiled import compiled
 from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger
@@ -531,7 +531,7 @@ def _short_pieces(edges: np.ndarray) -> np.ndarray:
     return np.concatenate([*pieces, edges[-1:]])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_cells(
     data: np.ndarray,
     edges_z: np.ndarray,

@@ -21,7 +21,6 @@ The result is a long table, one row for each number, and the same whatever the b
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import warnings
@@ -37,7 +36,6 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger, standing
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.errors import DamagedData
 from cvdask.morphometry.classes import (
     BACKGROUND,
     absent_values,
@@ -58,18 +56,19 @@ from cvdask.morphometry.pair_counts import (
     pack_planes,
     pair_shape,
 )
+from cvdask.morphometry.tables import (
+    destination,
+    existing_table,
+    read_table,
+    write_table,
+)
 from cvdask.morphometry.thickness import count_thick, halo
 from cvdask.volume.boxes import AXES, Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import (
     delete_object,
     delete_tree,
-    normalize_url,
-    read_json,
-    read_object,
-    redact,
     write_json,
-    write_object,
 )
 from cvdask.volume.store import Level, Volume, volume_digest
 
@@ -225,7 +224,7 @@ def descriptors(
     image = open_classes(volume, labels)
     lengths = (max_distance_um, max_thickness_um, thickness_step_um)
     job = _describe_job(image, classes, _kinds(only), lengths, z_blocks, measured_box(image, box))
-    parent, name = _destination(image, out)
+    parent, name = destination(image.url, "descriptors", out)
     plans = _plans(job, f"{parent}/{name}")
     provenance = {
         "stage": "descriptors",
@@ -242,13 +241,13 @@ def descriptors(
         "inputs": [{"volume": f"labels/{labels}", "digest": volume_digest(image)}],
     }
     scratch = f".cvdask/{name}"
-    existing = _existing(parent, name, scratch)
+    existing = existing_table(parent, name, scratch)
     state = standing(f"{parent}/{name}", existing, provenance, resume=resume, overwrite=overwrite)
     if dry_run:
         return plans
     if state == "complete":
         delete_tree(parent, scratch)
-        return _read_table(parent, name)
+        return read_table(parent, name)
     with connect(client, workers=workers) as pool:
         check_plans(plans, pool.slots, pool.worker_bytes)
         if state == "new":
@@ -266,7 +265,7 @@ def descriptors(
     for notice in notices:
         warnings.warn(notice, stacklevel=2)
     table = _as_table(rows, {"provenance": provenance, "warnings": notices, **_sizes(job)})
-    _write_table(parent, name, table)
+    write_table(parent, name, table)
     delete_tree(parent, scratch)
     return table
 
@@ -839,45 +838,3 @@ def _as_table(rows: Sequence[_Rows], metadata: Mapping[str, Any]) -> pa.Table:
         {"cvdask": json.dumps(metadata, ensure_ascii=False)},
     )
     return pa.Table.from_pydict(columns, schema)
-
-
-def _destination(image: Volume, out: str | None) -> tuple[str, str]:
-    """Return folder and file of the table."""
-    where = normalize_url(out) if out is not None else f"{image.url}/tables/descriptors.parquet"
-    parent, _, name = where.rpartition("/")
-    if not name.endswith(".parquet"):
-        raise ValueError(f"the table is a .parquet file. Received: {redact(where)}")
-    return parent, name
-
-
-def _existing(parent: str, name: str, scratch: str) -> Mapping[str, Any] | None:
-    """Return what is known of the table at a destination: see ``ledger.standing``."""
-    if read_object(parent, name) is None:
-        return read_json(parent, f"{scratch}/begun.json")
-    try:
-        return table_metadata(_read_table(parent, name))
-    except DamagedData:
-        return {}
-
-
-def _write_table(parent: str, name: str, table: pa.Table) -> None:
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_object(parent, name, buffer.getvalue())
-
-
-def _read_table(parent: str, name: str) -> pa.Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(io.BytesIO(read_object(parent, name) or b""))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DamagedData(f"{redact(parent)}/{name} is no table: {error}") from error
-
-
-def table_metadata(table: pa.Table) -> dict[str, Any]:
-    """Return what a table of :func:`descriptors` says of itself: provenance, warnings, sizes."""
-    return dict(json.loads((table.schema.metadata or {}).get(b"cvdask", b"{}")))

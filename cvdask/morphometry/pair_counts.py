@@ -19,7 +19,8 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
+
+from cvdask.compiled import compiled
 
 # The 13 directions: steps z, y, x, of each pair of opposite ones the first in order.
 DIRECTIONS = np.array(
@@ -91,7 +92,7 @@ def count_lags(planes: np.ndarray, n_own: int, n_lags: int) -> tuple[np.ndarray,
     return pairs, stretches
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _bits(word: np.uint64) -> np.uint64:
     """Count the set bits of a word; the compiler knows this form and uses one instruction."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -102,7 +103,7 @@ def _bits(word: np.uint64) -> np.uint64:
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_lags(
     planes: np.ndarray, n_words: int, n_own: int, pairs: np.ndarray, stretches: np.ndarray
 ) -> None:
@@ -158,7 +159,7 @@ def count_values(data: np.ndarray, n_values: int) -> np.ndarray:
     return counts.sum(axis=0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_values(data: np.ndarray, counts: np.ndarray) -> None:
     for z in range(data.shape[0]):
         for y in range(data.shape[1]):
@@ -212,7 +213,7 @@ def neighbours(data: np.ndarray, own: Sequence[int], k: int) -> tuple[np.ndarray
     return first, second
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_unequal(
     data: np.ndarray, first: np.ndarray, second: np.ndarray, shape: np.ndarray, counts: np.ndarray
 ) -> None:

@@ -24,7 +24,8 @@ He, Chao, Suzuki 2008, *A run-based two-scan labeling algorithm*, IEEE Trans. Im
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cvdask.compiled import compiled
 
 CONNECTIVITIES = (6, 18, 26)
 # Columns of the moments: n, Σz, Σy, Σx, Σzz, Σyy, Σxx, Σzy, Σzx, Σyx.
@@ -33,7 +34,7 @@ N_MOMENTS = 10
 NO_CLASS = 255
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def find_runs(
     data: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
@@ -98,14 +99,14 @@ def find_runs(
     return rows, start[:n].copy(), stop[:n].copy(), kind[:n].copy(), n_absent
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _grown(array: np.ndarray, n: int, capacity: int) -> np.ndarray:
     larger = np.empty(capacity, array.dtype)
     larger[:n] = array[:n]
     return larger
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def find_root(parent: np.ndarray, item: int) -> int:
     """Follow parents to the root, halving the way for those who come after."""
     while parent[item] != item:
@@ -114,7 +115,7 @@ def find_root(parent: np.ndarray, item: int) -> int:
     return item
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def unite(parent: np.ndarray, one: int, other: int) -> None:
     """Join two sets; the smaller root stays."""
     one, other = find_root(parent, one), find_root(parent, other)
@@ -124,7 +125,7 @@ def unite(parent: np.ndarray, one: int, other: int) -> None:
         parent[one] = other
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def roots_of(parent: np.ndarray) -> np.ndarray:
     """Return the root of every item."""
     roots = np.empty_like(parent)
@@ -133,7 +134,7 @@ def roots_of(parent: np.ndarray) -> np.ndarray:
     return roots
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def connect(
     rows: np.ndarray,
     start: np.ndarray,
@@ -179,7 +180,7 @@ def connect(
     return parent
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _join(
     parent: np.ndarray,
     rows: np.ndarray,
@@ -216,7 +217,7 @@ def _join(
             j += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def number(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the objects by their first run.
 
@@ -241,7 +242,7 @@ def number(parent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return label, first[:n].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_moments(
     rows: np.ndarray,
     start: np.ndarray,

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from cvdask.compiled import compiled
 from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
 from cvdask.morphometry.partials import CELLS, EXPOSED, KEY, KIND, Layout
 from cvdask.morphometry.runs import find_root, roots_of, unite
@@ -202,7 +202,7 @@ def _with_margin(planes: _Planes, offset: Offset, axis: str, side: int) -> np.nd
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _count_slab(
     slab: np.ndarray,
     first: np.ndarray,
@@ -252,7 +252,7 @@ def _count_slab(
     return undecided[:n_undecided].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _join_corners(
     voxels: np.ndarray, kinds: np.ndarray, most_steps: int, parent: np.ndarray
 ) -> None:

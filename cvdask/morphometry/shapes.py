@@ -34,8 +34,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
+from cvdask.compiled import compiled
 from cvdask.morphometry.configurations import (
     crofton_areas,
     euler_numbers,
@@ -144,7 +144,7 @@ def compactness(volume: np.ndarray, surface: np.ndarray) -> np.ndarray:
     return 36 * math.pi * np.square(volume, dtype=float) / np.power(surface, 3, dtype=float)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def weigh(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sum counts times weights along each row, in the order of the columns.
 
@@ -197,7 +197,7 @@ def covariances(
     return result
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def principal_axes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find eigenvalues and eigenvectors of symmetric 3 × 3 matrices, by Jacobi's rotations.
 
@@ -254,3 +254,45 @@ def principal_axes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             for axis in range(3):
                 vectors[item, k, axis] = sign * vector[axis]
     return values, vectors
+
+
+def _column_notes() -> dict[str, str]:
+    """Say of each column what it is and how it was estimated."""
+    crofton = "Crofton's formula, 13 directions, over 2×2×2 configurations (Lehmann, Legland 2012)"
+    faces = "area of exposed voxel faces, as the 3D ImageJ Suite takes it"
+    notes = {
+        "label": "number of the object in its class, by first voxel in z, y, x order",
+        "n_voxels": "voxels",
+        "volume_um3": "voxels times voxel volume",
+        "surface_um2": crofton,
+        "sa_v_per_um": "surface_um2 / volume_um3",
+        "compactness": "36 π V² / S³ with surface_um2",
+        "sphericity": "cube root of compactness",
+        "elongation": "radius_1 / radius_2",
+        "flatness": "radius_2 / radius_3; infinite for objects one voxel thick",
+        "sparseness": "V / (4/3 π R1 R2 R3); infinite for objects one voxel thick",
+        "euler_number": "objects − tunnels + cavities",
+        "equivalent_diameter_um": "diameter of the ball of that volume",
+        "touches_border": "whether the object reaches a face of what was measured",
+        "surface_faces_um2": faces,
+        "surface_faces_px": "number of exposed voxel faces",
+        "surface_corrected_px": "0.894 n1 + 1.3409 n2 + 1.5879 n3 + 2 n4 + 8/3 n5 + 10/3 n6",
+        "surface_mc_um2": "marching cubes at 0.5 of the binary object, as scikit-image's mesh",
+        "compactness_suite": f"36 π V² / S³ with the {faces}",
+        "sphericity_suite": "cube root of compactness_suite",
+        "compactness_corrected": "36 π n² / A³ with surface_corrected_px",
+        "sphericity_corrected": "cube root of compactness_corrected",
+        "discrete_compactness": "(n − A/6) / (n − n^⅔) with surface_faces_px",
+        "angle_to_fibre_deg": "angle of axis 1 to the direction of the fibre, 0 to 90",
+    }
+    for k in (1, 2, 3):
+        notes[f"radius_{k}_um"] = "√(5 λ) of the covariance of voxel centres"
+        notes |= {f"axis_{k}_{a}": "unit vector of principal axis" for a in AXES}
+    for axis in AXES:
+        notes[f"centroid_{axis}_um"] = "mean voxel centre, from the centre of voxel (0, 0, 0)"
+        notes[f"bbox_{axis}_start"] = "first voxel"
+        notes[f"bbox_{axis}_stop"] = "one past the last voxel"
+    return notes
+
+
+COLUMN_NOTES = _column_notes()

@@ -20,7 +20,8 @@ and counted when it is known which objects are one.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from cvdask.compiled import compiled
 
 # Voxels by exposed faces: 1; 2; 3 without an opposite pair; 3 with one; 4; 5; 6.
 N_EXPOSURES = 7
@@ -41,7 +42,7 @@ def _exposure_table() -> np.ndarray:
 EXPOSURE = _exposure_table()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_surfaces(
     rows: np.ndarray,
     start: np.ndarray,
@@ -216,7 +217,7 @@ def count_surfaces(
     return planes_of_faces, undecided[:n_undecided].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _paint(
     plane: np.ndarray,
     begin: np.ndarray,
@@ -243,7 +244,7 @@ def _paint(
             begin[y + 1], end[y + 1] = start[first] + 1, stop[last - 1] + 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _code_cells(
     a: np.ndarray,
     b: np.ndarray,
@@ -287,7 +288,7 @@ def _code_cells(
         codes[x] = 0 if above == 255 else code
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _flag_exposed(
     row: np.ndarray,
     below: np.ndarray,
@@ -312,7 +313,7 @@ def _flag_exposed(
     flags[len(row) - 1] = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _mask(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, wanted: int) -> int:
     """Return the configuration of one object in the cell at ``x`` of four rows."""
     return (
@@ -327,7 +328,7 @@ def _mask(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, wa
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _lowest(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, corners: int
 ) -> int:
@@ -341,7 +342,7 @@ def _lowest(
     return d[x] if corners & 64 else d[x + 1]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def corner_labels(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, voxels: np.ndarray
 ) -> None:
@@ -351,7 +352,7 @@ def corner_labels(
         voxels[4 + side], voxels[6 + side] = c[x + side], d[x + side]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_rest(
     a: np.ndarray,
     b: np.ndarray,
@@ -370,7 +371,7 @@ def count_rest(
         todo &= ~mask
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_decided(
     a: np.ndarray,
     b: np.ndarray,
@@ -405,6 +406,6 @@ def count_decided(
         if related:
             postponed |= mask | related
             todo &= ~related
-        else:
+        elif mask != 255:  # a full cell has no surface, and no column
             cells[one - 1, kind_of_cell[mask]] += 1
     return postponed

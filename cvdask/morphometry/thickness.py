@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
+
+from cvdask.compiled import compiled
 
 # Distances are float32 sums of three squares; equal ones differ by less than this.
 TOLERANCE = 1e-5
@@ -147,7 +148,7 @@ def squared_distance(
     return distance
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _nearest_in_row(sources: np.ndarray, costs: np.ndarray, out: np.ndarray) -> None:
     n_z, n_y, n_x = sources.shape
     for z in range(n_z):
@@ -163,7 +164,7 @@ def _nearest_in_row(sources: np.ndarray, costs: np.ndarray, out: np.ndarray) -> 
                     out[z, y, x] = min(out[z, y, x], costs[away])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _least_sum(data: np.ndarray, costs: np.ndarray, out: np.ndarray) -> None:
     """Take, along the second axis, the least of a row's neighbours and what their distance adds."""
     n_planes, n_rows, n_columns = data.shape

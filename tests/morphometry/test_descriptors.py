@@ -16,8 +16,9 @@ import pytest
 from cvdask.errors import BlocksFailed
 from cvdask.morphometry import classes as classes_module
 from cvdask.morphometry import descriptors as descriptors_module
-from cvdask.morphometry.descriptors import COLUMNS, Ratios, descriptors, table_metadata
+from cvdask.morphometry.descriptors import COLUMNS, Ratios, descriptors
 from cvdask.morphometry.pair_counts import DIRECTIONS, direction_weights
+from cvdask.morphometry.tables import table_metadata
 from cvdask.morphometry.thickness import count_thick
 from cvdask.volume.pyramid import pyramid
 from cvdask.volume.store import Volume, open_volume
@@ -192,7 +193,7 @@ def test_thickness_is_taken_from_a_coarser_level(tmp_path):
         max_thickness_um=0.3, thickness_step_um=0.04,
     )  # fmt: skip
     assert isinstance(table, pa.Table)
-    assert table_metadata(table)["thickness_voxel_size_nm"] == [20, 20, 20]
+    assert table_metadata(table.schema)["thickness_voxel_size_nm"] == [20, 20, 20]
     shares = dict(zip(table["distance_um"].to_pylist(), table["value"].to_pylist(), strict=True))
     # Ten voxels of the level: a ball at a voxel's centre has at most nine.
     assert [shares[d] for d in (0.04, 0.16, 0.2, 0.24)] == [1, 1, 0, 0]
@@ -203,7 +204,7 @@ def test_the_table_lies_where_asked_and_says_what_it_is(tmp_path):
     table = described(volume)
     where = Path(volume.url, "tables/descriptors.parquet")
     assert pq.read_table(where).equals(table)
-    told = table_metadata(table)
+    told = table_metadata(table.schema)
     assert told["provenance"]["options"]["max_distance_um"] == 0.12
     assert "z-blocks" in told["interval"]
     assert sorted(path.name for path in where.parent.rglob("*") if path.is_file()) == [where.name]
@@ -320,7 +321,7 @@ def test_absent_and_thick_classes_are_said(tmp_path):
     with pytest.warns(UserWarning, match=r"mito|myo") as warned:
         table = described(volume)
     said = [str(one.message) for one in warned]
-    assert said == table_metadata(table)["warnings"]
+    assert said == table_metadata(table.schema)["warnings"]
     assert "myofibrils has no voxel in 'classes' within 0:11,0:13,0:17" in said[0]
     assert "100.0% of mitochondria" in said[1]
     assert "0.2 µm" in said[1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cvdask.volume.cell.compiled import compiled
+from cvdask.compiled import compiled
 
 # Purposes: draws for different ones are independent.
 CELL, SARCOMERE, SITE, ROW, CLUSTER, FIBRIL, STAGGER = range(1, 8)

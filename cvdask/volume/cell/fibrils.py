@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cvdask.compiled import compiled
 from cvdask.volume.cell import chance
-from cvdask.volume.cell.compiled import compiled
 from cvdask.volume.cell.layout import LAYER, MARGIN, PITCH, SITES, Layout
 from cvdask.volume.cell.voxels import voxel_range
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cvdask.compiled import compiled
 from cvdask.volume.cell import chance
-from cvdask.volume.cell.compiled import compiled
 from cvdask.volume.cell.layout import Layout
 
 # Brightness 0-255, as in a section stained with osmium and imaged in back-scatter, inverted.

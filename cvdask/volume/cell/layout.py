@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cvdask.compiled import compiled
 from cvdask.volume.boxes import Box
 from cvdask.volume.cell import chance
-from cvdask.volume.cell.compiled import compiled
 
 PITCH = 1100.0  # between neighbouring sites
 LAYER = PITCH * math.sqrt(3) / 2  # between rows of sites along z

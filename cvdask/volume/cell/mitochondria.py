@@ -28,8 +28,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cvdask.compiled import compiled
 from cvdask.volume.cell import chance
-from cvdask.volume.cell.compiled import compiled
 from cvdask.volume.cell.layout import CAPSULES, MARGIN, SITES, SLOT, SLOTS, Layout, origin
 
 # Capsules, bridges along the rows, and sideways on the 6 + 10 lattice edges at most.

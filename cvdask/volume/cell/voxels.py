@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cvdask.volume.cell.compiled import compiled
+from cvdask.compiled import compiled
 from cvdask.volume.cell.layout import Layout
 
 

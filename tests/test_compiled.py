@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cvdask.volume.cell import compiled as compiled_module
+import cvdask.compiled as compiled_module
 
 BASE = """
 from kernels.compiled import compiled

@@ -1,15 +1,17 @@
-"""How are the kernels of a cell compiled, and when is what was compiled before still good?
+"""How are kernels compiled, and when is what was compiled before still good?
 
 numba compiles a function when it is first called and keeps the machine code beside the source. It
 knows the code by the function's own file: a kernel that calls one of another module would go on
 running the old one after that other file has changed, also across an upgrade of the package. So a
-kernel's name, which is part of its file name in the cache, carries a digest of all our sources.
+kernel's name, which is part of its file name in the cache, carries a digest of all sources of its
+folder. Kernels call kernels of their own folder only.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +19,11 @@ from numba import njit
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 
-_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
-_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
+
+@lru_cache
+def _digest(folder: Path) -> str:
+    sources = sorted(folder.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def compiled(*signature: str) -> Callable[[Kernel], Kernel]:
@@ -32,7 +37,8 @@ def compiled(*signature: str) -> Callable[[Kernel], Kernel]:
     """
 
     def decorate(function: Kernel) -> Kernel:
-        function.__qualname__ += f"-{_DIGEST}"
+        folder = Path(function.__code__.co_filename).parent  # type: ignore[attr-defined]
+        function.__qualname__ += f"-{_digest(folder)}"
         return njit(*signature, cache=True, nogil=True)(function)
 
     return decorate

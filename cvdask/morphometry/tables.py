@@ -1,0 +1,193 @@
+"""Where do tables lie, and how are they read when they are larger than memory?
+
+A table is a parquet file, or a folder of them, one *part* after the other in the order of their
+names. What it is and where it comes from is in the metadata of its schema, and for a folder in
+``_cvdask.json`` too, which is written last: without it the table is not complete. Readers of
+datasets pass by names that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cvdask.errors import DamagedData
+from cvdask.volume.objects import (
+    delete_object,
+    delete_tree,
+    list_objects,
+    normalize_url,
+    object_exists,
+    read_json,
+    read_object,
+    redact,
+    write_json,
+    write_object,
+)
+
+# Late: workers that only count need neither.
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+COMPLETE = "_cvdask.json"
+
+
+def destination(sample_url: str, name: str, out: str | None) -> tuple[str, str]:
+    """Return folder and file of a table.
+
+    Parameters
+    ----------
+    sample_url : str
+        Where it lies unless ``out`` says otherwise: ``tables/<name>.parquet`` below.
+    name : str
+    out : str or None
+
+    Raises
+    ------
+    ValueError
+        When it does not end in ``.parquet``.
+    """
+    where = normalize_url(out) if out is not None else f"{sample_url}/tables/{name}.parquet"
+    parent, _, file = where.rpartition("/")
+    if not file.endswith(".parquet"):
+        raise ValueError(f"the table is a .parquet file. Received: {redact(where)}")
+    return parent, file
+
+
+def existing_table(parent: str, name: str, scratch: str) -> Mapping[str, Any] | None:
+    """Return what is known of the table at a destination: see ``ledger.standing``.
+
+    Parameters
+    ----------
+    parent, name : str
+        Of :func:`destination`.
+    scratch : str
+        Where a run in progress has left ``begun.json``, below the parent.
+    """
+    whole = read_json(parent, f"{name}/{COMPLETE}")
+    if whole is not None:
+        return {**whole, "state": "complete"}
+    if object_exists(parent, name):
+        try:
+            return {**table_metadata(read_table(parent, name).schema), "state": "complete"}
+        except DamagedData:
+            return {}
+    begun = read_json(parent, f"{scratch}/begun.json")
+    if begun is None and any(True for _ in list_objects(parent, f"{name}/")):
+        return {}
+    return begun
+
+
+def write_table(parent: str, name: str, table: pa.Table) -> None:
+    """Write a table, or a part of one, whole or not at all."""
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    write_object(parent, name, buffer.getvalue())
+
+
+def read_table(parent: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a file.
+
+    Raises
+    ------
+    DamagedData
+        When it is no table.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        data = io.BytesIO(read_object(parent, name) or b"")
+        return pyarrow.parquet.read_table(data, columns=columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DamagedData(f"{redact(parent)}/{name} is no table: {error}") from error
+
+
+def table_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """Return what a table says of itself: provenance, warnings, sizes."""
+    return dict(json.loads((schema.metadata or {}).get(b"cvdask", b"{}")))
+
+
+def complete_parts(parent: str, name: str, metadata: Mapping[str, Any]) -> None:
+    """Say that all parts of a folder are there."""
+    write_json(parent, f"{name}/{COMPLETE}", metadata)
+
+
+def delete_table(parent: str, name: str) -> None:
+    """Delete a table, file or folder; nothing happens where there is none."""
+    if object_exists(parent, name):
+        delete_object(parent, name)
+    else:
+        # What says that it is complete goes first.
+        delete_object(parent, f"{name}/{COMPLETE}")
+        delete_tree(parent, name)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A written table: opened when it is read, a part at a time.
+
+    Parameters
+    ----------
+    parent, name : str
+        Of :func:`destination`.
+    parts : tuple of str
+        Its files, below the parent.
+    """
+
+    parent: str
+    name: str
+    parts: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return f"{self.parent}/{self.name}"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names, types, units and formulas of the columns."""
+        return read_table(self.parent, self.parts[0]).schema
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the table says of itself: provenance, sizes."""
+        return table_metadata(self.schema)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the parts one after the other."""
+        for part in self.parts:
+            yield read_table(self.parent, part, columns)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read all of it, or some columns."""
+        import pyarrow as pa
+
+        return pa.concat_tables(self.batches(columns))
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read all of it, or some columns."""
+        return self.to_arrow(columns).to_pandas()
+
+
+def open_table(parent: str, name: str) -> Table:
+    """Describe a written table.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none, or its parts are not complete.
+    """
+    if object_exists(parent, f"{name}/{COMPLETE}"):
+        keys = sorted(list_objects(parent, f"{name}/"))
+        parts = tuple(key for key in keys if key.endswith(".parquet"))
+        return Table(parent, name, parts)
+    if not object_exists(parent, name):
+        raise FileNotFoundError(f"there is no complete table at {redact(parent)}/{name}")
+    return Table(parent, name, (name,))
