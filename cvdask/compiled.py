@@ -37,7 +37,7 @@ def compiled(*signature: str) -> Callable[[Kernel], Kernel]:
     """
 
     def decorate(function: Kernel) -> Kernel:
-        folder = Path(function.__code__.co_filename).parent  # type: ignore[attr-defined]
+        folder = Path(function.__code__.co_filename).parent
         function.__qualname__ += f"-{_digest(folder)}"
         return njit(*signature, cache=True, nogil=True)(function)
 

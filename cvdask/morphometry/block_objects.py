@@ -195,7 +195,7 @@ def _number_values(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @compiled()
-def _slot(value: int, size: int) -> int:
+def _slot(value: int, size: int) -> np.int64:
     # Fibonacci hashing: 2⁶⁴ divided by the golden ratio; size is a power of two.
     mixed = np.uint64(value) * np.uint64(11400714819323198485)
     return np.int64((mixed >> np.uint64(32)) % np.uint64(size))
@@ -375,8 +375,8 @@ def _add_contacts(
 @compiled()
 def _add_line(
     line: np.ndarray,
-    first: int,
-    last: int,
+    first: np.int64,
+    last: np.int64,
     kind: int,
     contact_of: np.ndarray,
     axis: int,

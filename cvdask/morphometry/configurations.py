@@ -34,7 +34,7 @@ CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 def _kinds() -> tuple[np.ndarray, tuple[int, ...]]:
     table = np.full(256, NO_KIND, np.uint8)
-    examples = []
+    examples: list[int] = []
     for configuration in range(1, 255):
         mirrored = {
             sum((configuration >> corner & 1) << (corner ^ flip) for corner in range(8))
@@ -75,8 +75,8 @@ def directions() -> list[tuple[int, int, int]]:
     >>> len(directions())
     13
     """
-    steps = itertools.product((0, 1, -1), repeat=3)
-    return [step for step in steps if step > (0, 0, 0) and step != (0, 0, 0)]
+    steps = ((z, y, x) for z, y, x in itertools.product((0, 1, -1), repeat=3))
+    return [step for step in steps if step > (0, 0, 0)]
 
 
 @lru_cache(maxsize=32)
@@ -134,10 +134,10 @@ def crofton_areas(voxel_size: tuple[float, float, float]) -> np.ndarray:
 def _crossings(step: tuple[int, int, int]) -> np.ndarray:
     """Count the pairs of corners one step apart of which one belongs to the object: (44,) int64."""
     n = np.zeros(N_KINDS_OF_CELL, np.int64)
-    for corner in CORNERS:
-        other = tuple(c + s for c, s in zip(corner, step, strict=True))
+    for z, y, x in CORNERS:
+        other = (z + step[0], y + step[1], x + step[2])
         if other in CORNERS:
-            n += PATTERNS[(slice(None), *corner)] != PATTERNS[(slice(None), *other)]
+            n += PATTERNS[:, z, y, x] != PATTERNS[:, other[0], other[1], other[2]]
     return n
 
 

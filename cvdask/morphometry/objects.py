@@ -28,7 +28,7 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import standing
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import class_values, measured_box, named_values, open_classes
+from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.distributions import draw_distributions
 from cvdask.morphometry.partials import KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
@@ -37,9 +37,9 @@ from cvdask.morphometry.survey import (
     Numbering,
     Survey,
     carry_out,
+    describe_survey,
     numbering,
     plan_survey,
-    survey_block_shape,
     total_rows,
 )
 from cvdask.morphometry.tables import (
@@ -52,7 +52,6 @@ from cvdask.morphometry.tables import (
     write_table,
 )
 from cvdask.volume.boxes import AXES, Block, Box
-from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import (
     delete_tree,
     is_remote,
@@ -294,55 +293,6 @@ def _check_options(
         raise ValueError("contacts are counted between classes: leave instances or contacts out")
 
 
-def describe_survey(
-    labels: Volume,
-    region: Box,
-    *,
-    class_: str | int | Sequence[str | int] | None,
-    connectivity: int | None,
-    scratch: tuple[str, str],
-    image: Level | None = None,
-    contacts: bool = False,
-    block_shape: Sequence[int] | None = None,
-    full: bool = True,
-) -> Survey:
-    """Describe a survey of a label image; ``connectivity`` is None for instances.
-
-    Raises
-    ------
-    ValueError
-        When a class is absent or has no name, or blocks are no three positive extents.
-    """
-    names = named_values(labels) if connectivity is not None else {}
-    kinds: tuple[int, ...] = ()
-    if connectivity is not None:
-        if class_ is None and not names:
-            raise ValueError(
-                f"{labels.name!r} has no class names: give the values to be measured as class_, "
-                f"or say that they are instances"
-            )
-        kinds = class_values(labels, class_ if class_ is not None else [v for v in names if v])
-    shape = tuple(block_shape) if block_shape is not None else survey_block_shape(labels.levels[0])
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"a block has three extents of at least 1 voxel. Received: {shape}")
-    return Survey(
-        url=labels.url,
-        level=labels.levels[0],
-        region=region,
-        block_shape=shape,
-        known=tuple(names or range(UNANNOTATED)),
-        kinds=kinds,
-        connectivity=connectivity,
-        contacts=tuple(value for value in names or kinds if value) if contacts else (),
-        image=image,
-        digest=volume_digest(labels),
-        full=full,
-        largest=0,
-        scratch_url=scratch[0],
-        scratch=scratch[1],
-    )
-
-
 def _grey_level(sample: Volume, labels: Volume) -> Level:
     if sample.dtype.kind not in "ui" or sample.dtype.itemsize > 2:
         raise ValueError(
@@ -446,9 +396,9 @@ def _contact_columns(rows: np.ndarray, layout: Layout, job: _Job) -> dict[str, n
     """Return the area of the faces shared with each class."""
     faces = rows[:, layout.contacts].reshape(len(rows), -1, 3)
     z, y, x = job.voxel_size_um
-    areas = (y * x, z * x, z * y)
+    areas = np.array([y * x, z * x, z * y])
     return {
-        f"contact_{name}_um2": sum(faces[:, k, axis] * areas[axis] for axis in range(3))
+        f"contact_{name}_um2": (faces[:, k] * areas).sum(1)
         for k, name in enumerate(job.contact_names)
     }
 

@@ -32,7 +32,7 @@ from cvdask.morphometry.surfaces import EXPOSURE, N_EXPOSURES, corner_labels, co
 Offset = tuple[int, int, int]
 Faces = Mapping[str, np.ndarray]
 HERE: Offset = (0, 0, 0)
-ABOVE: tuple[Offset, ...] = tuple(itertools.product((0, 1), repeat=3))
+ABOVE: tuple[Offset, ...] = tuple((z, y, x) for z, y, x in itertools.product((0, 1), repeat=3))
 BELOW: tuple[Offset, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 # Corners of a cell that are neighbours, by connectivity: they differ along 1, 2 or 3 axes.
 MOST_STEPS = {6: 1, 18: 2, 26: 3}

@@ -41,7 +41,12 @@ from cvdask.morphometry.block_objects import (
     keys_of,
     outline,
 )
-from cvdask.morphometry.classes import absent_values, read_classes
+from cvdask.morphometry.classes import (
+    absent_values,
+    class_values,
+    named_values,
+    read_classes,
+)
 from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
 from cvdask.morphometry.partials import CELLS, KEY, Layout, merge_rows
 from cvdask.morphometry.runs import NO_CLASS, roots_of, unite
@@ -50,7 +55,7 @@ from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import list_objects, read_json, write_json
-from cvdask.volume.store import Level, read_box
+from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 # Blocks hold about so many voxels: more would pass the memory of small workers where every voxel is
 # an object, fewer would spend more time on their borders.
@@ -187,6 +192,56 @@ def survey_block_shape(level: Level) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def describe_survey(
+    labels: Volume,
+    region: Box,
+    *,
+    class_: str | int | Sequence[str | int] | None,
+    connectivity: int | None,
+    scratch: tuple[str, str],
+    image: Level | None = None,
+    contacts: bool = False,
+    block_shape: Sequence[int] | None = None,
+    full: bool = True,
+) -> Survey:
+    """Describe a survey of a label image; ``connectivity`` is None for instances.
+
+    Raises
+    ------
+    ValueError
+        When a class is absent or has no name, or blocks are no three positive extents.
+    """
+    names = named_values(labels) if connectivity is not None else {}
+    kinds: tuple[int, ...] = ()
+    if connectivity is not None:
+        if class_ is None and not names:
+            raise ValueError(
+                f"{labels.name!r} has no class names: give the values to be measured as class_, "
+                f"or say that they are instances"
+            )
+        kinds = class_values(labels, class_ if class_ is not None else [v for v in names if v])
+    chosen = block_shape if block_shape is not None else survey_block_shape(labels.levels[0])
+    shape = tuple(int(extent) for extent in chosen)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"a block has three extents of at least 1 voxel. Received: {shape}")
+    return Survey(
+        url=labels.url,
+        level=labels.levels[0],
+        region=region,
+        block_shape=shape,
+        known=tuple(names or range(UNANNOTATED)),
+        kinds=kinds,
+        connectivity=connectivity,
+        contacts=tuple(value for value in names or kinds if value) if contacts else (),
+        image=image,
+        digest=volume_digest(labels),
+        full=full,
+        largest=0,
+        scratch_url=scratch[0],
+        scratch=scratch[1],
+    )
+
+
 # ---------------------------------------------------------------------------------------------
 # Plans
 
@@ -259,8 +314,9 @@ def carry_out(survey: Survey, pool: Pool, total: Total) -> Survey:
         survey = replace(survey, largest=max((r["largest"] for r in records), default=0))
     run(partial(seam_block, survey), seam, ledger=survey.ledger("seam"), client=pool)
     if read_json(survey.scratch_url, f"{survey.scratch}/merged.json") is None:
-        edges, _ = reduce(partial(_edges_of, survey), contract, seam, client=pool)
-        _write_merged(survey, edges if edges is not None else np.zeros((0, 2), np.int64))
+        merged = reduce(partial(_edges_of, survey), contract, seam, client=pool)[0]
+        assert merged is not None  # there is at least one block
+        _write_merged(survey, merged)
         write_json(survey.scratch_url, f"{survey.scratch}/merged.json", {"state": "complete"})
     run(partial(gather_block, survey), gather, ledger=survey.ledger("gather"), client=pool)
     run(partial(total, survey), parts, ledger=survey.ledger("total"), client=pool)
@@ -368,12 +424,12 @@ def _edges_of(survey: Survey, block: Block) -> np.ndarray:
     return read_arrays(survey.scratch_url, survey.key("seams", block.index))["edges"]
 
 
-def contract(several: Sequence[np.ndarray]) -> np.ndarray:
+def contract(several: list[np.ndarray]) -> np.ndarray:
     """Reduce pairs of joined keys to pairs of each key and the first of its chain.
 
     Parameters
     ----------
-    several : sequence of (E, 2) int64
+    several : list of (E, 2) int64
 
     Returns
     -------
@@ -387,7 +443,7 @@ def contract(several: Sequence[np.ndarray]) -> np.ndarray:
            [5, 1],
            [9, 8]])
     """
-    edges = np.concatenate(list(several))
+    edges = np.concatenate(several)
     keys, places = np.unique(edges, return_inverse=True)
     roots = keys[_join_places(len(keys), places.reshape(-1, 2))]
     joined = roots != keys
