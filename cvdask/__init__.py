@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
+    from cvdask.morphometry.mesh import mesh
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
@@ -69,6 +70,7 @@ __all__ = [
     "export",
     "info",
     "ingest",
+    "mesh",
     "open",
     "phantom",
     "pyramid",
@@ -86,6 +88,7 @@ _HOME = {
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
+    "mesh": ("cvdask.morphometry.mesh", "mesh"),
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
