@@ -16,7 +16,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
     volume with annotations ── train_unet ──▶ unet.keras
                                                   │ segment, of any volume
                   scores ◀── evaluate ── labels/classes ── density ──────▶ density image
-                                                └───────── descriptors ──▶ table
+                                                ├───────── descriptors ──▶ table
+                                                └───────── mesh ─────────▶ surfaces
 
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
@@ -26,7 +27,7 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    a volume with what was learned; :func:`evaluate` scores that, class by class.
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
-   thickness.
+   thickness; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).

@@ -255,7 +255,7 @@ def mesh(
     if dry_run:
         return plans
     if state == "complete":
-        delete_tree(destination, HIDDEN)
+        _sweep(destination)
         done = read_table(destination, TABLE)
         assert done is not None
         return done
@@ -279,7 +279,7 @@ def mesh(
     table = _as_table(job, chosen, files, image.classes if class_ is not None else {})
     metadata = {"state": "complete", "provenance": provenance, "warnings": notices, **_about(job)}
     table = write_table(destination, TABLE, table, metadata)
-    delete_tree(destination, HIDDEN)
+    _sweep(destination)
     return table
 
 
@@ -438,6 +438,14 @@ def _clear(out: str, provenance: Mapping[str, Any]) -> None:
     write_json(out, BEGUN, {"provenance": dict(provenance), "cleared": True})
 
 
+def _sweep(out: str) -> None:
+    """Remove the scratch folder, and temporary files that a killed writer left on a local disk."""
+    delete_tree(out, HIDDEN)
+    if not is_remote(out):
+        for leftover in Path(out).glob("*.partial"):
+            leftover.unlink(missing_ok=True)
+
+
 def _withdraw(out: str) -> None:
     """Take back what :func:`_begin` has left."""
     delete_tree(out, HIDDEN)
@@ -518,8 +526,8 @@ def _choose(
     if absent:
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
         raise ValueError(
-            f"{where} has {said}, and not all numbers between are in use. Received ids that are "
-            f"not there: {', '.join(map(str, absent[:10]))}{more}"
+            f"{where} has {said}; not every number between has to be there. Received ids that are "
+            f"not: {', '.join(map(str, absent[:10]))}{more}"
         )
     return found, []
 
