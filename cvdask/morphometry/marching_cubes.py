@@ -2,12 +2,12 @@
 
 A *cell* lies between the centres of 2 × 2 × 2 voxels and is named by its lowest voxel. Which of the
 eight are in the object is its *configuration*, one of 256; voxel ``(dz, dy, dx)`` is bit ``4·dz +
-2·dy + dx``. Vertices lie midway between two neighbours of which one is in the object, and belong to
-the cell of the lower one::
+2·dy + dx``. A vertex lies midway between two neighbours of which one is in the object, and belongs
+to the cell of the lower one. Along one axis, for a volume of three voxels::
 
-    voxels     0 ─── 1 ─── 2 ─── 3        lowest and highest z, y, x of a volume:
-    cells      [  0  ][  1  ][  2  ]        cell -1 lies half outside, so does the last
-    vertices      0     1     2             outside is background
+    voxels          ( · )    0        1        2     ( · )      outside is background
+    cells                -1  |   0    |   1    |   2            from centre to centre
+    may have a vertex    ^       ^        ^        ^
 
 1. :func:`cell_table` takes the triangles of each configuration from scikit-image, once. Equal cells
    then have equal triangles wherever they lie.

@@ -15,6 +15,7 @@ own, by the number of their block.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,6 +47,9 @@ PART_CELLS = 2**19
 PART_BYTES, ROW_BYTES = 400, 40
 # For each triangle that is simplified: quadrics, neighbours, and its vertices twice.
 SIMPLIFY_BYTES = 400
+# The library keeps the mesh in variables that all threads of a process share, and lets go of
+# Python's lock meanwhile: without this, objects would get one another's triangles.
+SIMPLIFYING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -266,9 +270,10 @@ def simplified(surface: Surface, factor: float) -> tuple[Surface, float, float]:
     triangles = np.concatenate(list(surface.triangles()))
     corner = vertices.min(axis=0)
     target = max(4, round(len(triangles) / factor))
-    places, faces = fast_simplification.simplify(
-        vertices - corner, triangles.astype(np.int32), target_count=min(target, len(triangles))
-    )
+    with SIMPLIFYING:
+        places, faces = fast_simplification.simplify(
+            vertices - corner, triangles.astype(np.int32), target_count=min(target, len(triangles))
+        )
     places, faces = np.asarray(places, np.float64), np.asarray(faces, np.int64)
     first, second, third = np.moveaxis(places[faces] / 1000, 1, 0)
     normals = np.cross(second - first, third - first)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fast_simplification
 import numpy as np
 import pyarrow as pa
 import pytest
+import tifffile
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -213,6 +217,21 @@ def test_a_whole_class_is_one_mesh(tmp_path, monkeypatch):
     ]
 
 
+def test_real_mitochondria_are_closed(tmp_path, monkeypatch, real_data):
+    blocks_of(monkeypatch, (48, 40, 56))
+    data = tifffile.imread(real_data("urocell-labels-fib1-3-3-0") / "mito_instances.tif")
+    data = data[:80, 60:140, 100:200]
+    size = (15, 16, 16)
+    volume = write_objects(tmp_path, data, size, chunk_shape=(16,) * 3, shard_shape=(128,) * 3)
+    rows = made(volume, tmp_path / "out", client="threads")
+    assert [row["label"] for row in rows] == np.unique(data[data > 0]).tolist()
+    for row in rows:
+        found = load(tmp_path / "out" / row["file"])
+        assert found.is_watertight
+        area = area_by_skimage(data == row["label"], [s / 1000 for s in size])
+        assert row["mesh_surface_um2"] == pytest.approx(area, rel=1e-9)
+
+
 def test_objects_are_chosen_by_size_and_id(tmp_path):
     data = np.zeros((4, 6, 8), np.uint16)
     data[0, 0, :3], data[2, 2, :5], data[3, 4:, :] = 1, 2, 30
@@ -268,6 +287,34 @@ def test_simplified_meshes_are_closed_and_smaller(tmp_path, monkeypatch, format)
         assert found.is_watertight
         assert found.volume == pytest.approx(row["mesh_volume_um3"], rel=1e-4)
         assert found.area == pytest.approx(row["mesh_surface_um2"], rel=1e-4)
+
+
+def test_objects_are_simplified_one_by_one(tmp_path, monkeypatch):
+    """The library has one mesh for all threads: large objects once got each other's triangles."""
+    under_way = threading.Semaphore(1)
+
+    def alone_or_not_at_all(*mesh: Any, **options: Any) -> Any:
+        assert under_way.acquire(blocking=False), "another object is being simplified"
+        try:
+            # Let other threads come by.
+            for _ in range(100):
+                os.sched_yield()
+            return simplify(*mesh, **options)
+        finally:
+            under_way.release()
+
+    simplify = fast_simplification.simplify
+    monkeypatch.setattr(fast_simplification, "simplify", alone_or_not_at_all)
+    data = np.zeros((16, 16, 16 * 12), np.uint8)
+    for k in range(12):
+        data[:, :, 16 * k : 16 * (k + 1)][sphere((16, 16, 16), 4 + k / 4)] = k + 1
+    volume = write_objects(tmp_path, data)
+    rows = made(volume, tmp_path / "serial", simplify=4)
+    made(volume, tmp_path / "threads", simplify=4, client="threads", workers=4)
+    assert tree_digest(tmp_path / "threads") == tree_digest(tmp_path / "serial")
+    (alone,) = made(volume, tmp_path / "alone", simplify=4, ids=9)
+    assert alone == rows[8]
+    assert (tmp_path / "alone/9.ply").read_bytes() == (tmp_path / "serial/9.ply").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------
