@@ -16,7 +16,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
     volume with annotations ── train_unet ──▶ unet.keras
                                                   │ segment, of any volume
                   scores ◀── evaluate ── labels/classes ── density ──────▶ density image
-                                                └───────── descriptors ──▶ table
+                                                ├───────── descriptors ──▶ table
+                                                └───────── mesh ─────────▶ surfaces
 
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
@@ -26,7 +27,7 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    a volume with what was learned; :func:`evaluate` scores that, class by class.
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
-   thickness.
+   thickness; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -46,6 +47,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
+    from cvdask.morphometry.mesh import mesh
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
@@ -69,6 +71,7 @@ __all__ = [
     "export",
     "info",
     "ingest",
+    "mesh",
     "open",
     "phantom",
     "pyramid",
@@ -86,6 +89,7 @@ _HOME = {
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
+    "mesh": ("cvdask.morphometry.mesh", "mesh"),
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),

@@ -12,7 +12,8 @@ import contextvars
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -211,6 +212,54 @@ def write_object(url: str, key: str, data: bytes | memoryview) -> None:
     """Write bytes under a key. Readers see all of them or none (temporary file, then rename)."""
     buffer = default_buffer_prototype().buffer.from_bytes(data)
     sync(open_store(normalize_url(url)).set(key, buffer))
+
+
+def write_parts(url: str, key: str, parts: Iterable[bytes | memoryview]) -> int:
+    """Write bytes under a key, one part after the other, so that no more than one is held.
+
+    Readers see all of them or none: a temporary file that is renamed, or an upload in parts that
+    is completed last. What fails on the way leaves neither.
+
+    Returns
+    -------
+    int
+        Bytes written.
+    """
+    url = normalize_url(url)
+    n_bytes = 0
+
+    def counted() -> Iterator[bytes | memoryview]:
+        nonlocal n_bytes
+        for part in parts:
+            n_bytes += len(part)
+            yield part
+
+    if is_remote(url):
+        # An object store's client knows how large a part of an upload must be.
+        import obstore
+
+        with _as_os_errors():
+            obstore.put(open_store(url)._store.store, key, counted())
+    else:
+        _write_file(Path(url, key), counted())
+    traffic = _traffic.get()
+    if traffic is not None:
+        traffic.writes += 1
+        traffic.bytes_written += n_bytes
+    return n_bytes
+
+
+def _write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            for part in parts:
+                file.write(part)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def delete_object(url: str, key: str) -> None:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cvdask.engine import plan as plan_module
 from cvdask.errors import BlocksFailed
+from cvdask.morphometry.mesh import mesh
 from cvdask.volume import phantom as phantom_module
 from cvdask.volume.info import info
 from cvdask.volume.phantom import phantom
 from cvdask.volume.store import Volume, open_volume
 from cvdask.volume.verify import Verification, verify
+from tests.samples import write_sample
 from tests.trees import tree_digest
 
 pytestmark = pytest.mark.faults
@@ -108,6 +111,23 @@ def test_a_disk_that_is_full_from_the_start(mount: Mount, tmp_path: Path) -> Non
     filler.unlink()
     phantom(url, **OPTIONS)
     assert tree_digest(url) == tree_digest(tmp_path / "whole/cell.zarr")
+
+
+@pytest.mark.usefixtures("boundless_disk")
+def test_meshes_on_a_disk_that_fills_up(mount: Mount, tmp_path: Path) -> None:
+    noise = (np.random.default_rng(0).random((40, 40, 40)) < 0.5).astype(np.uint8)
+    url = tmp_path / "cell.zarr"
+    write_sample(url, noise, shard_shape=(40, 40, 40), chunk_shape=(40, 40, 40))
+    write_sample(url, noise, labels="objects", shard_shape=(40, 40, 40), chunk_shape=(40, 40, 40))
+    options: dict[str, Any] = {"labels": "objects", "ids": 1, "format": "obj"}
+    mesh(str(url), out=str(tmp_path / "whole"), **options)
+    disk = mount("size=4m")
+    with pytest.raises(BlocksFailed, match=r"mesh files.*\n.*No space left"):
+        mesh(str(url), out=str(disk / "meshes"), **options)
+    assert [path.name for path in (disk / "meshes").iterdir()] == [".cvdask"]
+    mount("size=64m", disk)
+    mesh(str(url), out=str(disk / "meshes"), **options)
+    assert tree_digest(disk / "meshes") == tree_digest(tmp_path / "whole")
 
 
 def test_a_read_only_disk_is_read_and_not_written(mount: Mount) -> None:

@@ -20,6 +20,7 @@ from zarr.storage import ObjectStore
 
 from cvdask.engine.ledger import Ledger
 from cvdask.errors import BlocksFailed
+from cvdask.morphometry.mesh import mesh
 from cvdask.volume import phantom as phantom_module
 from cvdask.volume.boxes import Box
 from cvdask.volume.info import info
@@ -31,6 +32,7 @@ from cvdask.volume.objects import (
     open_store,
     read_object,
     write_object,
+    write_parts,
 )
 from cvdask.volume.phantom import phantom
 from cvdask.volume.store import Volume, open_volume
@@ -101,6 +103,38 @@ def test_keys_of_a_bucket(bucket: str) -> None:
     assert (object_exists(bucket, "0/c/1"), object_exists(bucket, "0/c/2")) == (False, True)
     delete_tree(bucket, "0")
     assert list(list_objects(bucket, "")) == ["01"]
+
+
+def test_parts_in_a_bucket(bucket: str) -> None:
+    parts = [bytes([n]) * 4_000_000 for n in range(4)]  # more than one request takes
+    assert write_parts(bucket, "meshes/1.ply", iter(parts)) == 16_000_000
+    assert read_object(bucket, "meshes/1.ply") == b"".join(parts)
+
+    def broken() -> Iterator[bytes]:
+        yield from parts
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        write_parts(bucket, "meshes/2.ply", broken())
+    assert list(list_objects(bucket, "")) == ["meshes/1.ply"]
+
+
+def test_meshes_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    data = np.zeros((6, 7, 8), np.uint16)
+    data[1:5, 1:6, 1:7], data[0, 0, 0] = 3, 9
+    for url in (f"{bucket}/cell.zarr", str(tmp_path / "cell.zarr")):
+        write_sample(url, np.zeros(data.shape, np.uint8))
+        write_sample(url, data, labels="objects")
+    options: dict[str, Any] = {"labels": "objects", "ids": "3,9", "format": "precomputed"}
+    mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", **options)
+    mesh(str(tmp_path / "cell.zarr"), out=str(tmp_path / "meshes"), **options)
+    local = {path.name: path.read_bytes() for path in (tmp_path / "meshes").iterdir()}
+    assert everything(f"{bucket}/meshes") == local
+    assert sorted(local) == ["3:0", "3:0:0", "9:0", "9:0:0", "info", "meshes.parquet"]
+    with pytest.raises(FileExistsError, match="ids"):
+        mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", **{**options, "ids": 3})
+    mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", overwrite=True, **{**options, "ids": 3})
+    assert "9:0" not in everything(f"{bucket}/meshes")
 
 
 def test_a_volume_in_a_bucket(bucket: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from cvdask.volume.objects import (
     watch_traffic,
     write_json,
     write_object,
+    write_parts,
 )
 
 # Small cases, written out
@@ -43,6 +45,29 @@ def test_write_read_list_delete(tmp_path: Path) -> None:
     assert (object_exists(url, "0/c/1"), object_exists(url, "0/c/2")) == (False, True)
     delete_tree(url, "0")
     assert sorted(path.name for path in Path(url).iterdir()) == ["zarr.json"]
+
+
+def test_parts_are_written_as_one(tmp_path: Path) -> None:
+    url = str(tmp_path / "meshes")
+    with watch_traffic() as traffic:
+        assert write_parts(url, "a/1.ply", iter([b"one", memoryview(b"two"), b""])) == 6
+    assert read_object(url, "a/1.ply") == b"onetwo"
+    assert (traffic.writes, traffic.bytes_written) == (1, 6)
+    write_parts(url, "a/1.ply", [])
+    assert read_object(url, "a/1.ply") == b""
+
+
+def test_parts_that_break_off_leave_what_was_there(tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"half of it"
+        raise OSError("no more")
+
+    write_object(str(tmp_path), "1.ply", b"whole")
+    for key in ("1.ply", "2.ply"):
+        with pytest.raises(OSError, match="no more"):
+            write_parts(str(tmp_path), key, parts())
+    assert [path.name for path in tmp_path.iterdir()] == ["1.ply"]
+    assert read_object(str(tmp_path), "1.ply") == b"whole"
 
 
 def test_absent_keys_are_none_and_may_be_deleted(tmp_path: Path) -> None:
