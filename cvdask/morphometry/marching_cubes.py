@@ -31,6 +31,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from cvdask.compiled import compiled
+
 N_CONFIGURATIONS = 256
 MOST_TRIANGLES = 5
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cvdask.compiled import compiled
+
 # One row for each object; ``start`` and ``stop`` are its bounding box, z, y, x, half-open.
 EXTENT = np.dtype(
     [("label", "<u8"), ("n_voxels", "<i8"), ("start", "<i8", (3,)), ("stop", "<i8", (3,))]

@@ -138,12 +138,27 @@ def merge_rows(rows: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray
         large that 64 bits would overflow.
     """
     rows = rows[np.argsort(rows[:, KEY], kind="stable")]
-    first = np.flatnonzero(np.diff(rows[:, KEY], prepend=rows[:1, KEY] - 1))
     if len(rows) == 0:
         return rows, rows[:, MOMENTS]
+    first = np.flatnonzero(np.diff(rows[:, KEY], prepend=rows[0, KEY] - 1))
     sizes = np.diff(np.append(first, len(rows)))
-    merged = np.empty((len(first), layout.width), np.int64)
-    merged[:, KEY] = rows[first, KEY]
+    # Most objects lie within one block and have nothing to be added to.
+    merged, moments = rows[first], rows[first, MOMENTS]
+    several = sizes > 1
+    if several.any():
+        added, their_moments = _add_rows(rows[np.repeat(several, sizes)], sizes[several], layout)
+        merged[several] = added
+        if their_moments.dtype == object:
+            moments = moments.astype(object)
+        moments[several] = their_moments
+    merged[:, N_VOXELS + 1 : MOMENTS.stop] = 0
+    return merged, moments
+
+
+def _add_rows(rows: np.ndarray, sizes: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Add up runs of rows, ``sizes`` of them each; see :func:`merge_rows`."""
+    first = np.cumsum(sizes) - sizes
+    merged = rows[first]
     merged[:, KIND] = np.maximum.reduceat(rows[:, KIND], first)
     lower, upper = slice(BOUNDS.start, BOUNDS.start + 3), slice(BOUNDS.start + 3, BOUNDS.stop)
     merged[:, lower] = np.minimum.reduceat(rows[:, lower], first, axis=0)
@@ -161,8 +176,6 @@ def merge_rows(rows: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray
     moments = rows[:, MOMENTS]
     if not fit_int64(n, merged[:, upper] - merged[:, lower]).all():
         moments, by = moments.astype(object), by.astype(object)
-    if len(first) < len(rows):
-        moments = np.add.reduceat(shift_moments(moments, by), first, axis=0)
-    merged[:, MOMENTS] = 0
+    moments = np.add.reduceat(shift_moments(moments, by), first, axis=0)
     merged[:, N_VOXELS] = n
     return merged, moments

@@ -42,7 +42,7 @@ from cvdask.morphometry.configurations import (
     exposed_faces,
     marching_cubes_areas,
 )
-from cvdask.morphometry.partials import BOUNDS, CELLS, EXPOSED, N_VOXELS, PAIRS
+from cvdask.morphometry.partials import BOUNDS, CELLS, EXPOSED, N_VOXELS, PAIRS, fit_int64
 from cvdask.volume.boxes import AXES, Box
 
 CORRECTED = (0.894, 1.3409, 1.5879, 2.0, 8 / 3, 10 / 3, 0.0)
@@ -92,11 +92,12 @@ def shape_columns(
     faces_px = faces.sum(1)
     corrected = weigh(np.ascontiguousarray(rows[:, EXPOSED]), np.array(CORRECTED))
     euler = cells @ euler_numbers(6 if connectivity == 6 else 26) // 8
-    variances, axes = principal_axes(covariances(moments, voxel_size_um, voxel_extent=voxel_extent))
+    start, stop = rows[:, BOUNDS][:, :3], rows[:, BOUNDS][:, 3:]
+    matrices = covariances(moments, stop - start, voxel_size_um, voxel_extent=voxel_extent)
+    variances, axes = principal_axes(matrices)
     radii = np.sqrt(5 * variances)
     centroid = centroids(rows, moments, voxel_size_um)
     lower, upper = np.array(region.start), np.array(region.stop)
-    start, stop = rows[:, BOUNDS][:, :3], rows[:, BOUNDS][:, 3:]
     touches = (start == lower).any(1) | (stop == upper).any(1)
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -174,23 +175,33 @@ def centroids(rows: np.ndarray, moments: np.ndarray, voxel_size_um: Sequence[flo
 
 
 def covariances(
-    moments: np.ndarray, voxel_size_um: Sequence[float], *, voxel_extent: bool = False
+    moments: np.ndarray,
+    extents: np.ndarray,
+    voxel_size_um: Sequence[float],
+    *,
+    voxel_extent: bool = False,
 ) -> np.ndarray:
     """Return the covariance of the voxel centres, divided by n: (N, 3, 3) float64 in µm².
 
     Parameters
     ----------
     moments : (N, 10) int64 or object
+    extents : (N, 3) int64
+        Of the bounds: objects that are large take Python's integers, which do not overflow.
     voxel_size_um : sequence of float
     voxel_extent : bool
         Add v² / 12 along each axis.
     """
     result = np.empty((len(moments), 3, 3))
-    n = moments[:, 0]
-    for column, (a, b) in enumerate(PAIRS, start=4):
-        exact = n * moments[:, column] - moments[:, 1 + a] * moments[:, 1 + b]
-        scaled = exact.astype(float) / n.astype(float) ** 2
-        result[:, a, b] = result[:, b, a] = scaled * (voxel_size_um[a] * voxel_size_um[b])
+    small = fit_int64(moments[:, 0], extents)
+    for chosen, kind in ((small, np.int64), (~small, object)):
+        own = moments[chosen].astype(kind)
+        n = own[:, 0]
+        for column, (a, b) in enumerate(PAIRS, start=4):
+            exact = n * own[:, column] - own[:, 1 + a] * own[:, 1 + b]
+            scaled = exact.astype(float) / n.astype(float) ** 2
+            result[chosen, a, b] = scaled * (voxel_size_um[a] * voxel_size_um[b])
+            result[chosen, b, a] = result[chosen, a, b]
     if voxel_extent:
         for axis, size in enumerate(voxel_size_um):
             result[:, axis, axis] += size**2 / 12
