@@ -17,7 +17,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
                                                   │ segment, of any volume
                   scores ◀── evaluate ── labels/classes ── density ──────▶ density image
                                                 ├───────── descriptors ──▶ table
-                                                └───────── mesh ─────────▶ surfaces
+                                                ├───────── measure ──────▶ table of objects
+                                                └── label ── labels/<class> ── mesh ──▶ surfaces
 
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
@@ -27,7 +28,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    a volume with what was learned; :func:`evaluate` scores that, class by class.
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
-   thickness; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
+   thickness; :func:`label` numbers the objects of a class, :func:`measure` tells size and shape of
+   each; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -45,9 +47,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.morphometry.components import label
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
     from cvdask.morphometry.mesh import mesh
+    from cvdask.morphometry.objects import measure
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
@@ -71,6 +75,8 @@ __all__ = [
     "export",
     "info",
     "ingest",
+    "label",
+    "measure",
     "mesh",
     "open",
     "phantom",
@@ -89,6 +95,8 @@ _HOME = {
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
+    "label": ("cvdask.morphometry.components", "label"),
+    "measure": ("cvdask.morphometry.objects", "measure"),
     "mesh": ("cvdask.morphometry.mesh", "mesh"),
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),

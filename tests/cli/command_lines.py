@@ -12,8 +12,15 @@ SMALL = "--size-um 1 2 2 --voxel-nm 40"
 VOLUME_COMMANDS = ("phantom", "ingest", "info", "pyramid", "verify", "export")
 SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
+OBJECT_COMMANDS = ("label", "measure")
 MESH_COMMANDS = ("mesh",)
-COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS, *FIELD_COMMANDS, *MESH_COMMANDS)
+COMMANDS = (
+    *VOLUME_COMMANDS,
+    *SEGMENTATION_COMMANDS,
+    *FIELD_COMMANDS,
+    *OBJECT_COMMANDS,
+    *MESH_COMMANDS,
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Call = Callable[..., tuple[int, str, str]]
