@@ -93,6 +93,7 @@ MAY_IMPORT = {
     "cvdask.volume.info": ENGINE,
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
+    "cvdask.volume.ensemble": ENGINE,
     "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
     "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
