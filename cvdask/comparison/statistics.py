@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -433,12 +434,12 @@ def _naive_rows(blank: Row, samples: Sequence[np.ndarray]) -> list[Row]:
     return found
 
 
-def _quietly(run: Callable[..., object], samples: Sequence[np.ndarray]) -> tuple[float, float]:
+def _quietly(run: Callable[..., Any], samples: Sequence[np.ndarray]) -> tuple[float, float]:
     """Run a test; NaN instead of a warning where each sample is constant."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        statistic, p = run(*samples)  # type: ignore[misc]
-    return float(statistic), float(p)
+        found = run(*samples)
+    return float(found.statistic), float(found.pvalue)
 
 
 # ---------------------------------------------------------------------------------------------
