@@ -97,7 +97,12 @@ MAY_IMPORT = {
     "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
     "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
-    "cvdask.comparison*": (*STORE, "cvdask.comparison*"),
+    "cvdask.comparison*": (
+        *ENGINE,
+        "cvdask.volume.ensemble",
+        "cvdask.volume.export",
+        "cvdask.comparison*",
+    ),
     "cvdask.view": STORE,
     "cvdask.pipeline": ("cvdask", "cvdask.*"),
     "cvdask.cli*": ("cvdask", "cvdask.*"),
