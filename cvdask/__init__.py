@@ -27,6 +27,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness.
+7. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
+   :func:`report` makes one HTML page of that.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -44,6 +46,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.comparison.compare import compare
+    from cvdask.comparison.report import report
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
     from cvdask.segmentation.evaluate import evaluate
@@ -63,6 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Volume",
+    "compare",
     "density",
     "descriptors",
     "evaluate",
@@ -72,6 +77,7 @@ __all__ = [
     "open",
     "phantom",
     "pyramid",
+    "report",
     "segment",
     "study_imbalance",
     "train_unet",
@@ -83,10 +89,12 @@ __version__ = version("cvdask")
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
     "Volume": ("cvdask.volume.store", "Volume"),
+    "compare": ("cvdask.comparison.compare", "compare"),
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "report": ("cvdask.comparison.report", "report"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_unet": ("cvdask.segmentation.train", "train"),

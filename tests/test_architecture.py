@@ -48,7 +48,12 @@ CELL = (*VALUES, "cvdask.volume.cell.*")
 # module: what it may import of cvdask. The first row that matches holds.
 MAY_IMPORT = {
     # For type checkers only: at run time names are fetched late.
-    "cvdask": ("cvdask.volume.*", "cvdask.segmentation.*", "cvdask.morphometry.*"),
+    "cvdask": (
+        "cvdask.volume.*",
+        "cvdask.segmentation.*",
+        "cvdask.morphometry.*",
+        "cvdask.comparison.*",
+    ),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),

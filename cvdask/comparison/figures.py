@@ -56,8 +56,9 @@ Found = Mapping[int, Mapping[Key, Measured]]
 MOST_CLASSES = 6
 MOST_PAIRS = 6
 N_BINS = 40
-# Values beyond are in the last bin but one reader in a hundred would see what else there is.
+# A few values far out would leave no room for all others.
 SHOWN_QUANTILES = (0.005, 0.995)
+SHOWN_DENSITIES = (0.0, 0.96)
 SCORES = (
     "accuracy",
     "sensitivity",
@@ -223,10 +224,12 @@ def _group_sizes(reading: Reading) -> str:
     return "; ".join(parts)
 
 
-def _edges(groups: Mapping[str, Sequence[Measured]]) -> np.ndarray:
+def _edges(
+    groups: Mapping[str, Sequence[Measured]], shown: tuple[float, float] = SHOWN_QUANTILES
+) -> np.ndarray:
     """Return the bounds of bins; equal steps of the logarithm where values are very uneven."""
     pooled = np.concatenate([one.values for members in groups.values() for one in members])
-    low, high = np.quantile(pooled, SHOWN_QUANTILES)
+    low, high = np.quantile(pooled, shown)
     if low == high:
         low, high = low - 0.5, high + 0.5
     n_bins = int(np.clip(math.sqrt(len(pooled)), 8, N_BINS))
@@ -296,7 +299,7 @@ def draw_density(reading: Reading, found: Found, key: Key) -> Drawing:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("group", "from", "to", "share", "low", "high")
     }
-    edges = _edges(groups)
+    edges = _edges(groups, SHOWN_DENSITIES)
     for number, name in enumerate(_group_names(reading)):
         if name not in groups:
             continue
@@ -320,7 +323,7 @@ def draw_density(reading: Reading, found: Found, key: Key) -> Drawing:
         f"Share of the places of a moving cube by density: mean over the volumes of a group; "
         f"shaded where nine in ten volumes of a group of four or more lie. Above, boxes from "
         f"quartile to quartile with the median; whiskers reach the 5th and 95th percentile. "
-        f"{_group_sizes(reading)}.",
+        f"The axis ends at the 96th percentile of all places. {_group_sizes(reading)}.",
         figure,
         columns,
         [f"{sample.name}: {DENSITY}" for sample in reading.samples],

@@ -9,6 +9,7 @@ same triangles.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -27,9 +28,9 @@ from cvdask.volume.export import draw_overlay
 from cvdask.volume.store import Level, Volume, open_volume, read_box
 
 # Voxels along the longest side of a slice, of a cross-section and of a rendering.
-SLICE_VOXELS, SECTION_VOXELS, RENDERED_VOXELS = 1024, 768, 112
+SLICE_VOXELS, SECTION_VOXELS, RENDERED_VOXELS = 1024, 768, 160
 # matplotlib sorts and shades every triangle on its own.
-MOST_TRIANGLES = 60_000
+MOST_TRIANGLES, FEWEST_VOXELS = 40_000, 40
 DEPTHS = (0.25, 0.5, 0.75)
 ELEVATION, AZIMUTH = 24.0, -52.0
 
@@ -89,12 +90,13 @@ def _show(axes: Any, picture: np.ndarray, extent: tuple[float, float, float, flo
         spine.set_color("#999999")
 
 
-def _legend(figure: Figure, samples: Sequence[Sample]) -> None:
-    """Name the classes of all samples below a figure."""
+def _legend(figure: Figure, samples: Sequence[Sample], shown: Sequence[str]) -> None:
+    """Name the classes that are shown below a figure."""
     named: dict[str, str] = {}
     for sample in samples:
         for value, color in colors_of(sample.labels).items():
-            named.setdefault(sample.labels.classes[value], color)
+            if sample.labels.classes[value] in shown:
+                named.setdefault(sample.labels.classes[value], color)
     handles = [
         Patch(facecolor=color, edgecolor="#555555", linewidth=0.5, label=plain(shorten(name)))
         for name, color in named.items()
@@ -171,7 +173,7 @@ def draw_slices(samples: Sequence[Sample]) -> Drawing:
                 _count(columns, sample, level, box, values)
         scale_bar(row[0], row[0].get_xlim()[1])
         _row_title(row[0], sample)
-    _legend(figure, samples)
+    _legend(figure, samples, columns["class"])
     return Drawing(
         "slices",
         "Slices",
@@ -223,7 +225,7 @@ def draw_sections(samples: Sequence[Sample]) -> Drawing:
             _count(columns, sample, level, box, values)
         scale_bar(row[0], row[0].get_xlim()[1])
         _row_title(row[0], sample)
-    _legend(figure, samples)
+    _legend(figure, samples, columns["class"])
     return Drawing(
         "sections",
         "Cross-sections",
@@ -251,9 +253,7 @@ def draw_rendering(samples: Sequence[Sample]) -> Drawing:
     n_columns = min(3, len(samples))
     n_rows = -(-len(samples) // n_columns)
     figure = Figure(figsize=(3.9 * n_columns, 3.6 * n_rows + 0.5), layout="constrained")
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("group", "volume", "class", "triangles", "area_um2")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in ("group", "volume", "class", "triangles")}
     with_pyvista = find_spec("pyvista") is not None
     for number, sample in enumerate(samples):
         meshes, box_um = surfaces(sample)
@@ -267,13 +267,12 @@ def draw_rendering(samples: Sequence[Sample]) -> Drawing:
             _render_matplotlib(axes, meshes, box_um, colors_of(sample.labels))
         size = " × ".join(f"{length:.3g}" for length in box_um)
         axes.set_title(plain(f"{shorten(sample.name)}\n{size} µm (z × y × x)"), fontsize=8)
-        for value, (vertices, faces) in meshes.items():
+        for value, (_, faces) in meshes.items():
             columns["group"].append(sample.group)
             columns["volume"].append(sample.name)
             columns["class"].append(sample.labels.classes.get(value, str(value)))
             columns["triangles"].append(len(faces))
-            columns["area_um2"].append(_area(vertices, faces))
-    _legend(figure, samples)
+    _legend(figure, samples, columns["class"])
     return Drawing(
         "rendering",
         "Surfaces",
@@ -296,40 +295,61 @@ def surfaces(sample: Sample) -> tuple[Meshes, tuple[float, float, float]]:
     box_um : (float, float, float)
         Size of the volume that is shown.
     """
+    most = RENDERED_VOXELS
+    while True:
+        values, spacing, box_um = _thin_out(sample.labels, most)
+        meshes = _surfaces_of(values, spacing, list(colors_of(sample.labels)))
+        if most <= FEWEST_VOXELS or sum(len(f) for _, f in meshes.values()) <= MOST_TRIANGLES:
+            break
+        most = int(0.8 * most)
+    return meshes, box_um
+
+
+def _surfaces_of(
+    values: np.ndarray, spacing: tuple[float, float, float], classes: Sequence[int]
+) -> Meshes:
+    from scipy.ndimage import gaussian_filter
     from skimage.measure import marching_cubes
 
-    values, spacing = _thin_out(sample.labels, RENDERED_VOXELS)
-    shown = [v for v in colors_of(sample.labels) if (values == v).any()]
-    shares = {v: float((values == v).mean()) for v in shown}
+    shares = {v: float((values == v).mean()) for v in classes}
+    shown = [v for v in classes if shares[v] > 0]
     if len(shown) > 1:
         shown = [v for v in shown if shares[v] <= 0.5]
     meshes: Meshes = {}
     for value in shown:
-        inside = np.pad((values == value).astype(np.float32), 1)
-        vertices, faces, _, _ = marching_cubes(inside, 0.5, spacing=spacing)
-        meshes[value] = (vertices - np.array(spacing) / 2, faces)
-    z, y, x = (n * s for n, s in zip(values.shape, spacing, strict=True))
-    return meshes, (z, y, x)
+        # Smoothed, so that the steps of voxels do not hide the shape; what is thinner than a
+        # voxel or two stays as it is, where it would vanish.
+        inside = np.pad((values == value).astype(np.float32), 2)
+        smooth = gaussian_filter(inside, 0.8)
+        smooth = smooth if (smooth >= 0.5).sum() > 0.6 * inside.sum() else inside
+        vertices, faces, _, _ = marching_cubes(smooth, 0.5, spacing=spacing)
+        meshes[value] = (vertices - 1.5 * np.array(spacing), faces)
+    return meshes
 
 
-def _thin_out(labels: Volume, most: int) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Read a level, every so many voxels, so that no side has more than ``most``."""
+def _thin_out(
+    labels: Volume, most: int
+) -> tuple[np.ndarray, tuple[float, float, float], tuple[float, float, float]]:
+    """Read a level, every so many voxels, so that no side has more than ``most``.
+
+    Returns
+    -------
+    values : (z, y, x) integer
+    spacing_um, extent_um : (float, float, float)
+        Of the voxels that were kept, and of the whole level.
+    """
     fitting = [level for level in labels.levels if max(level.shape) <= 4 * most]
     level = fitting[0] if fitting else labels.levels[-1]
     assert level.voxel_size_nm is not None
-    smallest = min(level.voxel_size_nm)
-    longest = max(n * s for n, s in zip(level.shape, level.voxel_size_nm, strict=True))
-    target = max(smallest, longest / most)
-    steps = [max(1, round(target / s)) for s in level.voxel_size_nm]
-    stop = tuple(min(n, most * step) for n, step in zip(level.shape, steps, strict=True))
-    values = read_box(labels.url, level, Box((0, 0, 0), stop))
-    z, y, x = (step * s / 1000 for step, s in zip(steps, level.voxel_size_nm, strict=True))
-    return values[tuple(slice(step // 2, None, step) for step in steps)], (z, y, x)
-
-
-def _area(vertices: np.ndarray, faces: np.ndarray) -> float:
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
+    z, y, x = (n * s / 1000 for n, s in zip(level.shape, level.voxel_size_nm, strict=True))
+    longest = 1000 * max(z, y, x)
+    steps = [max(1, math.ceil(longest / most / s - 1e-9)) for s in level.voxel_size_nm]
+    values = read_box(labels.url, level, level.box)
+    kept = tuple(
+        slice(min(step // 2, n - 1), None, step) for step, n in zip(steps, level.shape, strict=True)
+    )
+    dz, dy, dx = (step * s / 1000 for step, s in zip(steps, level.voxel_size_nm, strict=True))
+    return values[kept], (dz, dy, dx), (z, y, x)
 
 
 def _render_matplotlib(
@@ -338,13 +358,12 @@ def _render_matplotlib(
     """Draw triangles, shaded by where they face; matplotlib sorts them by depth."""
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    total = sum(len(faces) for _, faces in meshes.values())
     light = LightSource(azdeg=315, altdeg=50)
     triangles, shades = [], []
     for value, (vertices, faces) in meshes.items():
-        kept = faces[:: max(1, -(-total // MOST_TRIANGLES))] if total > MOST_TRIANGLES else faces
-        corners = vertices[kept][:, :, ::-1]  # x, y, z
-        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        corners = vertices[faces][:, :, ::-1]  # x, y, z
+        # Outwards: turning z, y, x into x, y, z has turned the triangles inside out.
+        normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 1] - corners[:, 0])
         normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
         bright = 0.45 + 0.55 * np.clip(normals @ light.direction, 0, 1)
         triangles.append(corners)
@@ -367,7 +386,7 @@ def _draw_frame(axes: Any, box_um: tuple[float, float, float]) -> None:
     axes.set_xlim(0, x)
     axes.set_ylim(0, y)
     axes.set_zlim(0, z)
-    axes.set_box_aspect((x, y, z), zoom=1.15)
+    axes.set_box_aspect((x, y, z), zoom=1.0)
     for start, end in _edges_of_box(x, y, z):
         axes.plot(*zip(start, end, strict=True), color="#777777", linewidth=0.6)
 
