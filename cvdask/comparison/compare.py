@@ -81,6 +81,8 @@ if TYPE_CHECKING:
     import xarray
 
 SUMMARY = "summary.json"
+# A larger share of objects at the border is worth a word.
+MANY_CUT = 0.2
 WRITTEN = ("statistics.parquet", "statistics.csv", "volumes.parquet", "volumes.csv", "report.html")
 
 
@@ -550,11 +552,13 @@ def _border_notices(reading: Reading, found: Mapping[int, Mapping[Key, Measured]
         for (name, measure), one in found[number].items():
             if measure == BORDER_SHARE:
                 shares.setdefault(name, []).append(one.mean)
+    cut = {name: max(values) for name, values in shares.items() if max(values) > MANY_CUT}
+    if not cut:
+        return []
+    listed = ", ".join(f"{share:.0%} of {name}" for name, share in cut.items())
     return [
-        f"{max(values):.0%} of the objects of {name} touch the border of their volume in the worst "
-        f"case, and their shape is cut off there. --whole-objects leaves them out"
-        for name, values in shares.items()
-        if max(values) > 0.2
+        f"objects touch the border of their volume, and their shape is cut off there: up to "
+        f"{listed}. --whole-objects leaves them out"
     ]
 
 
