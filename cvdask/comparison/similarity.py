@@ -155,7 +155,7 @@ def draw_similarity(samples: Sequence[Sample]) -> Drawing | None:
         np.where(np.eye(n, dtype=bool), np.nan, matrix), cmap="viridis",
         vmin=low, vmax=high,
     )  # fmt: skip
-    image.cmap.set_bad("#dddddd")
+    axes.set_facecolor("#dddddd")
     names = [plain(shorten(sample.name, 22)) for sample in samples]
     if n <= MOST_NAMED:
         axes.set_xticks(range(n), names, rotation=90, fontsize=7)
