@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvdask.errors import DamagedData
+from cvdask.volume.boxes import Box
 from cvdask.volume.ensemble import is_ensemble, open_ensemble
 from cvdask.volume.objects import (
     is_remote,
@@ -28,7 +29,7 @@ from cvdask.volume.objects import (
     read_object,
     redact,
 )
-from cvdask.volume.store import Volume, open_volume
+from cvdask.volume.store import Volume, open_volume, volume_digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +38,8 @@ OBJECTS = "tables/objects.parquet"
 DESCRIPTORS = "tables/descriptors.parquet"
 DENSITY = "tables/density.zarr"
 
+# What a stage writes last into a folder of parts.
+COMPLETE = "_cvdask.json"
 # What an object must have to be compared: which class it is of, and where it lies.
 NEEDED = ("class", "centroid_z_um")
 # Voxels this many times larger along an axis show other shapes, whatever the unit.
@@ -56,11 +59,14 @@ class Sample:
     group : str
     labels : Volume
         Its label image of classes.
+    region : Box, optional
+        Voxels whose objects were measured; by default all.
     """
 
     name: str
     group: str
     labels: Volume
+    region: Box | None = None
 
     @property
     def url(self) -> str:
@@ -68,19 +74,24 @@ class Sample:
         return self.labels.url
 
     @property
+    def spacing_um(self) -> tuple[float, float, float]:
+        """Size of a voxel z, y, x."""
+        assert self.labels.voxel_size_nm is not None  # open_groups has looked
+        z, y, x = (s / 1000 for s in self.labels.voxel_size_nm)
+        return z, y, x
+
+    @property
     def extent_um(self) -> tuple[float, float, float]:
-        """Size z, y, x in µm."""
-        spacing = self.labels.voxel_size_nm
-        assert spacing is not None
-        z, y, x = (n * s / 1000 for n, s in zip(self.labels.shape, spacing, strict=True))
+        """Size z, y, x of what was measured."""
+        box = self.region or self.labels.levels[0].box
+        z, y, x = (n * s for n, s in zip(box.shape, self.spacing_um, strict=True))
         return z, y, x
 
     @property
     def start_um(self) -> float:
-        """Where its first slice begins, along z."""
-        level = self.labels.levels[0]
-        assert level.voxel_size_nm is not None
-        return (level.origin_nm[0] - level.voxel_size_nm[0] / 2) / 1000
+        """Where its first measured slice begins along z, from the centre of the first voxel."""
+        first = self.region.start[0] if self.region is not None else 0
+        return (first - 0.5) * self.spacing_um[0]
 
 
 @dataclass(frozen=True)
@@ -174,13 +185,27 @@ def open_table(url: str, name: str) -> Table | None:
         Normalised location of the sample.
     name : str
         Such as ``tables/objects.parquet``: a file, or a folder of ``.parquet`` files.
+
+    Raises
+    ------
+    ValueError
+        When its stage has begun and not ended.
     """
     if object_exists(url, name):
         return Table(url, (name,))
     if not is_remote(url) and not (Path(url) / name).is_dir():
         return None
-    parts = [key for key in list_objects(url, f"{name}/") if key.endswith(".parquet")]
-    return Table(url, tuple(sorted(parts))) if parts else None
+    keys = sorted(list_objects(url, f"{name}/"))
+    table = Table(url, tuple(key for key in keys if key.endswith(".parquet")))
+    if not table.keys:
+        return None
+    # What cvdask writes part by part is complete when it says so; others' folders are as they are.
+    if table.metadata() and f"{name}/{COMPLETE}" not in keys:
+        raise ValueError(
+            f"{redact(url)}/{name} is not complete: its stage has begun and not ended. Run the "
+            f"same command again; it goes on where it was"
+        )
+    return table
 
 
 # ---------------------------------------------------------------------------------------------
@@ -231,7 +256,11 @@ def open_groups(
     # A group that comes in parts is put together where it came first.
     order = list(dict.fromkeys(sample.group for sample in samples))
     samples.sort(key=lambda sample: order.index(sample.group))
-    return samples, [*_check_voxels(samples), *_check_classes(samples)]
+    return samples, [
+        *_check_voxels(samples),
+        *_check_classes(samples),
+        *_check_digests(samples),
+    ]
 
 
 def _place(inputs: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
@@ -307,7 +336,37 @@ def _open_sample(url: str, name: str, group: str, labels: str) -> Sample:
             f"a table of objects has the columns {', '.join(NEEDED)}, with lengths in µm. "
             f"{redact(url)}/{OBJECTS} lacks {', '.join(lacking)}: measure it again"
         )
-    return Sample(name, group, classes)
+    return Sample(name, group, classes, _measured_box(table, classes, labels))
+
+
+def _measured_box(table: Table, classes: Volume, labels: str) -> Box | None:
+    """Return the voxels whose objects were measured, where the table says so."""
+    options = table.metadata().get("provenance", {}).get("options", {})
+    measured = options.get("labels", labels)
+    if measured != labels:
+        raise ValueError(
+            f"objects were measured in the label image {measured!r} of {redact(table.url)}. "
+            f"Received: labels {labels!r}. Give --labels {measured}, or measure again"
+        )
+    box = options.get("box")
+    return Box.parse(box, classes.shape) if isinstance(box, str) else None
+
+
+def _check_digests(samples: Sequence[Sample]) -> list[str]:
+    """Say whose classes have changed since their objects were measured."""
+    stale = []
+    for sample in samples:
+        table = open_table(sample.url, OBJECTS)
+        inputs = table.metadata().get("provenance", {}).get("inputs", []) if table else []
+        digests = [one.get("digest") for one in inputs if one.get("volume") == sample.labels.group]
+        if digests and volume_digest(sample.labels) not in digests:
+            stale.append(sample.name)
+    if not stale:
+        return []
+    return [
+        f"classes have changed since their objects were measured: {', '.join(stale)}. Measure "
+        f"again, with --overwrite"
+    ]
 
 
 def _check_voxels(samples: Sequence[Sample]) -> list[str]:

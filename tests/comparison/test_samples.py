@@ -12,6 +12,7 @@ import pytest
 from cvdask.comparison.samples import OBJECTS, open_groups, open_table
 from cvdask.errors import DamagedData
 from cvdask.volume.ensemble import create_ensemble, publish_ensemble
+from cvdask.volume.store import volume_digest
 from tests.comparison.cells import objects, write_cell, write_cells, write_table
 
 
@@ -167,3 +168,40 @@ def test_what_a_table_says_of_itself(tmp_path: Path, columns: dict):
         table = open_table(str(tmp_path), f"{name}.parquet")
         assert table is not None
         assert table.metadata() == expected
+
+
+def test_a_folder_whose_stage_has_not_ended_is_refused(tmp_path: Path, columns: dict):
+    where = tmp_path / "cell.zarr" / "tables" / "objects.parquet"
+    write_table(where, columns, parts=2, metadata={"state": "complete"})
+    with pytest.raises(ValueError, match=r"objects\.parquet is not complete"):
+        open_table(str(tmp_path / "cell.zarr"), OBJECTS)
+    (where / "_cvdask.json").write_text("{}")
+    table = open_table(str(tmp_path / "cell.zarr"), OBJECTS)
+    assert table is not None
+    assert len(table.keys) == 2
+
+
+def test_what_was_measured_decides_size_and_labels(tmp_path: Path, columns: dict):
+    (a,) = write_cells(tmp_path, "cell", 1)
+    volume = write_cell(tmp_path / "part.zarr")
+    options = {"labels": "classes", "box": "5:10,0:8,0:4"}
+    digest = volume_digest(volume.label("classes"))
+    provenance = {
+        "options": options,
+        "inputs": [{"volume": "labels/classes", "digest": digest}],
+    }
+    where = tmp_path / "part.zarr" / "tables" / "objects.parquet"
+    write_table(where, columns, metadata={"provenance": provenance})
+    samples, notices = open_groups([a, volume.url], None, "classes")
+    assert notices == []
+    assert samples[1].extent_um == pytest.approx((0.5, 0.4, 0.2))
+    assert samples[1].start_um == pytest.approx(0.45)
+    provenance["inputs"][0]["digest"] = "sha256:another"
+    write_table(where, columns, metadata={"provenance": provenance})
+    _, notices = open_groups([a, volume.url], None, "classes")
+    assert "have changed" in notices[0]
+    assert "part" in notices[0]
+    options["labels"] = "truth"
+    write_table(where, columns, metadata={"provenance": provenance})
+    with pytest.raises(ValueError, match=r"--labels truth"):
+        open_groups([a, volume.url], None, "classes")
