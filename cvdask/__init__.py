@@ -29,6 +29,7 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    thickness.
 7. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
    :func:`report` makes one HTML page of that.
+8. :func:`view` shows samples in a browser.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.viewer.view import view
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
     from cvdask.volume.info import info
@@ -82,6 +84,7 @@ __all__ = [
     "study_imbalance",
     "train_unet",
     "verify",
+    "view",
 ]
 
 __version__ = version("cvdask")
@@ -98,6 +101,7 @@ _HOME = {
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_unet": ("cvdask.segmentation.train", "train"),
+    "view": ("cvdask.viewer.view", "view"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
 

@@ -53,6 +53,7 @@ MAY_IMPORT = {
         "cvdask.segmentation.*",
         "cvdask.morphometry.*",
         "cvdask.comparison.*",
+        "cvdask.viewer.*",
     ),
     "cvdask.errors": (),
     "cvdask.volume": (),
@@ -108,7 +109,9 @@ MAY_IMPORT = {
         "cvdask.volume.export",
         "cvdask.comparison*",
     ),
-    "cvdask.view": STORE,
+    "cvdask.viewer": (),
+    "cvdask.viewer.serving": (),
+    "cvdask.viewer.view": (*STORE, "cvdask.viewer.serving", "cvdask.volume.ensemble"),
     "cvdask.pipeline": ("cvdask", "cvdask.*"),
     "cvdask.cli*": ("cvdask", "cvdask.*"),
 }

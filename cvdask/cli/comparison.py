@@ -6,7 +6,9 @@ came of it.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -211,6 +213,63 @@ def report(
         print_json({"command": "report", "ok": True, "report": written})
         return
     print_lines([f"written: {written}"])
+
+
+@group.command(epilog="Example: cvdask view cell.zarr --labels classes,mitochondria")
+def view(
+    volumes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VOL…",
+            help="One to four samples, side by side; of an ensemble the first members.",
+            rich_help_panel=REQUIRED,
+        ),
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Label images to show; by default all.",
+            rich_help_panel=COMMON,
+        ),
+    ] = None,
+    browser: Annotated[
+        bool,
+        typer.Option(help="Open a browser; else only print the address.", rich_help_panel=COMMON),
+    ] = True,
+    port: Annotated[
+        int,
+        typer.Option(help="Port of the viewer; 0 for any that is free.", rich_help_panel=RARE),
+    ] = 0,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show samples in Neuroglancer: image, classes, objects, density, meshes.
+
+    Serves them to this machine only, until Ctrl-C. Samples in a public bucket need no
+    server: an address is printed that can be passed on.
+    """
+    with tell_notes() as notes:
+        opened = cvdask.view(*volumes, labels=labels, browser=browser, port=port)
+    with opened:
+        if as_json:
+            layers = list(opened.layers)
+            print_json(
+                {
+                    "command": "view",
+                    "ok": True,
+                    "url": opened.url,
+                    "layers": layers,
+                    "warnings": notes,
+                }
+            )
+        else:
+            print_lines([f"layers: {', '.join(opened.layers)}", f"open: {opened.url}"])
+            print_lines(["serving it to this machine until Ctrl-C"] if opened.is_served else [])
+        # The address is what a program waits for: it must not stay in a buffer.
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            opened.wait()
 
 
 def _groups(texts: Sequence[str]) -> dict[str, list[str]] | None:

@@ -6,24 +6,17 @@ import base64
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import imagecodecs
-import numpy as np
 import pytest
 
 import cvdask
 from cvdask.comparison.compare import Comparison
 from cvdask.comparison.report import page
+from tests.browser import near, needs_chromium, visit
 from tests.comparison.conftest import CLASS, GROUP
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; install it with: apt-get install chromium"
-)
 
 
 class Page(HTMLParser):
@@ -144,47 +137,54 @@ def test_an_index_that_names_other_files_is_refused(hostile: Comparison, tmp_pat
 # In a browser
 
 
-def chromium(tmp_path: Path, *arguments: str) -> str:
-    """Run headless Chromium and return what it prints and logs."""
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}", *arguments,
-        ],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout + "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+WIDTH = "document.documentElement.scrollWidth"
+BROKEN = "[...document.images].filter((i) => i.alt && !i.naturalWidth).length"
+SORTED = """
+(() => {
+  const table = document.querySelector("#tests table");
+  const titles = [...table.tHead.rows[0].cells];
+  const column = titles.findIndex((cell) => cell.textContent === "mean, first");
+  const values = () => [...table.tBodies[0].rows]
+    .map((row) => Number(row.cells[column].dataset.value)).filter((v) => !Number.isNaN(v));
+  const found = [];
+  for (let k = 0; k < 2; k++) {
+    titles[column].querySelector("button").click();
+    found.push(values());
+  }
+  return found;
+})()
+"""
+ENLARGED = """
+(() => {
+  const button = document.querySelector("button.zoom");
+  button.click();
+  const dialog = document.querySelector("dialog");
+  return dialog.open && dialog.querySelector("img").src === button.querySelector("img").src;
+})()
+"""
 
 
 @needs_chromium
-def test_the_browser_has_nothing_to_complain_of(hostile: Comparison, tmp_path: Path):
-    # A script of a test's own cannot be in the page: its policy would refuse it. What the page's
-    # script has done shows in the document.
-    path = cvdask.report(hostile, out=str(tmp_path / "report.html"))
-    shown = chromium(tmp_path, "--dump-dom", f"file://{path}")
-    assert "CONSOLE" not in shown
-    assert shown.count("<figure") == 10
-    assert Page(shown.partition("CONSOLE")[0]).values("onerror") == []
-
-
-@needs_chromium
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_the_page_shows_at_the_width_of_a_desk_and_of_a_phone(
-    hostile: Comparison, tmp_path: Path, width: int
+    hostile: Comparison, tmp_path: Path, width: int, dark: bool
 ):
     path = cvdask.report(hostile, out=str(tmp_path / "report.html"))
-    shot = tmp_path / "shot.png"
-    logged = chromium(
-        tmp_path, f"--window-size={width},6000", f"--screenshot={shot}", f"file://{path}"
-    )
-    assert "CONSOLE" not in logged
-    picture = imagecodecs.png_decode(shot.read_bytes())[..., :3]
-    assert picture.shape[:2] == (6000, width)
+    seen = visit(
+        f"file://{path}", tmp_path / "profile", width=width, height=6000, dark=dark,
+        evaluate=(WIDTH, BROKEN, SORTED, ENLARGED),
+    )  # fmt: skip
+    assert seen.complaints == []
+    assert seen.requests == [f"file://{path}"]
     # The blue of the first group's curves and the orange of a class are there: pictures show.
     for color in ((0, 114, 178), (230, 159, 0)):
-        near = (np.abs(picture.astype(int) - color) < 12).all(axis=-1)
-        assert near.sum() > 100, color
+        assert near(seen.picture, color) > 100, color
+    ground = seen.picture[-1, 2].mean()
+    assert (ground < 60) == dark
+    page_width, n_broken, columns, enlarged = seen.results
+    assert page_width <= width
+    assert n_broken == 0
+    ascending, descending = columns
+    assert ascending == sorted(ascending)
+    assert descending == ascending[::-1]
+    assert enlarged
