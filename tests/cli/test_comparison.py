@@ -139,3 +139,26 @@ def test_examples_of_the_help_are_whole(call: Call, monkeypatch: pytest.MonkeyPa
         text = " ".join(call(f"{command} --help")[1].split())
         assert f"Example: cvdask {command} " in text
     assert example_of(call("report --help")[1]) == "report comparison"
+
+
+def test_view_prints_where_it_is(call: Call, cells: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cvdask.viewer.view._neuroglancer", recent_viewer)
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt  # as Ctrl-C does
+
+    monkeypatch.setattr("cvdask.viewer.view.View.wait", interrupt)
+    code, text, _ = call(f"view {cells}/control0.zarr --no-browser --labels classes")
+    assert code == 0
+    assert "layers: image, classes" in text
+    assert "open: http://127.0.0.1:" in text
+    code, text, _ = call(f"view {cells}/control0.zarr --no-browser --json")
+    told = json.loads(text)
+    assert (code, told["layers"]) == (0, ["image", "classes"])
+    code, _, error = call(f"view {cells}/control0.zarr --no-browser --labels axons")
+    assert (code, "axons" in error) == (2, True)
+
+
+def recent_viewer() -> Any:
+    """Return the viewer whatever its version: nothing is looked at."""
+    return pytest.importorskip("neuroglancer")
