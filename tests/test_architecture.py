@@ -94,6 +94,7 @@ MAY_IMPORT = {
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
     "cvdask.volume.ensemble": ENGINE,
+    "cvdask.volume.classes": STORE,
     "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
     "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
