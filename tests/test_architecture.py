@@ -98,6 +98,7 @@ MAY_IMPORT = {
     "cvdask.volume.info": ENGINE,
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
+    "cvdask.volume.classes": STORE,
     "cvdask.networks": (),
     "cvdask.networks.*": (*STORE, "cvdask.networks.*"),
     "cvdask.segmentation*": (*VOLUME, "cvdask.networks.*", "cvdask.segmentation*"),
