@@ -300,7 +300,9 @@ def _discriminator(architecture: Architecture) -> dict[str, Parameter]:
     n_code += len(DISTANCE_SCALES) * (architecture.slices_per_sample - 1)
     if architecture.preset == "paper":
         return found | {"code/0/weight": _drawn(n_code, channels[4])}
-    return found | _dense("code/0", n_code, channels[4]) | _dense("code/1", channels[4], channels[4])
+    return (
+        found | _dense("code/0", n_code, channels[4]) | _dense("code/1", channels[4], channels[4])
+    )
 
 
 def initialise(architecture: Architecture, network: Network, seed: int) -> dict[str, np.ndarray]:
@@ -317,6 +319,34 @@ def initialise(architecture: Architecture, network: Network, seed: int) -> dict[
         else np.full(one.shape, one.start, np.float32)
         for name, one in parameters(architecture, network).items()
     }
+
+
+def flops_per_slice(architecture: Architecture, network: Network) -> int:
+    """Count the floating-point operations of the products of one forward pass.
+
+    A product and a sum are two. What is added, blurred or rectified is not counted.
+
+    Returns
+    -------
+    int
+        Per slice of the generator, per sample of the discriminator.
+    """
+    total = 0
+    for name, one in parameters(architecture, network).items():
+        if not name.endswith("/weight") or len(one.shape) not in (2, 4):
+            continue
+        pixels = 1
+        if len(one.shape) == 4:
+            r = int(name.split("/")[0])
+            # Where the resolution changes, the convolution runs at the coarser one.
+            changes = {"generator": "first", "discriminator": "second"}[network]
+            coarser = r > 4 and name.split("/")[1] in (changes, "skip")
+            in_passing = architecture.preset == "paper" and r != architecture.resolution
+            if in_passing and name.split("/")[1] in ("logits", "input"):
+                continue  # used while the resolution is learned, not afterwards
+            pixels = (r // 2 if coarser else r) ** 2
+        total += 2 * one.size * pixels
+    return total
 
 
 @dataclass(frozen=True)

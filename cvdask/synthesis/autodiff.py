@@ -1,12 +1,13 @@
-"""How are gradients taken and functions compiled, on TensorFlow and on JAX?
+"""How are gradients taken, functions compiled and devices chosen, on TensorFlow and on JAX?
 
-``keras.ops`` computes on both; differentiating is each backend's own. Three functions hold all the
-difference there is. They nest: the gradient of a penalty that is itself a gradient is taken on both.
+``keras.ops`` computes on both; the rest is each backend's own, and all of it is here. Gradients
+nest: that of a penalty which is itself a gradient is taken on both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -25,8 +26,7 @@ def backend() -> str:
     name = str(keras.backend.backend())
     if name not in ("tensorflow", "jax"):
         raise ValueError(
-            f"adversarial networks are trained on tensorflow or jax. Received: KERAS_BACKEND="
-            f"{name}"
+            f"adversarial networks are trained on tensorflow or jax. Received: KERAS_BACKEND={name}"
         )
     return name
 
@@ -84,3 +84,55 @@ def compiled(function: Callable[..., Any], *, xla: bool) -> Callable[..., Any]:
     import tensorflow
 
     return tensorflow.function(function, jit_compile=xla, reduce_retracing=False)
+
+
+def devices(n: int | None = None) -> list[Any]:
+    """List the devices to train on: all GPUs, or one CPU.
+
+    Parameters
+    ----------
+    n : int, optional
+        So many of them; CPUs count, of which a process can be given several.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer.
+    """
+    if backend() == "jax":
+        import jax
+
+        found = list(jax.devices())
+    else:
+        import tensorflow
+
+        logical = tensorflow.config.list_logical_devices
+        found = [one.name for one in logical("GPU") or logical("CPU")]
+    if n is not None and not 1 <= n <= len(found):
+        raise ValueError(f"this process sees {len(found)} devices. Received: {n} to train on")
+    return found[:n]
+
+
+@contextlib.contextmanager
+def on(device: Any) -> Iterator[None]:
+    """Compute on a device."""
+    if backend() == "jax":
+        import jax
+
+        with jax.default_device(device):
+            yield
+        return
+    import tensorflow
+
+    with tensorflow.device(device):
+        yield
+
+
+def put(tree: Tree, device: Any) -> dict[str, Any]:
+    """Bring arrays to a device; those that are there already stay."""
+    if backend() == "jax":
+        import jax
+
+        return dict(jax.device_put(dict(tree), device))
+    with on(device):
+        return {name: keras.ops.convert_to_tensor(one) for name, one in tree.items()}

@@ -20,7 +20,8 @@
 
 Adam has β1 = 0 here, hence no first moment. A regularisation that is applied every k steps only is
 k times as strong, and the optimiser, which then takes k + 1 steps instead of k, gets a smaller
-learning rate and a longer memory: both to the power of k / (k + 1) (Karras et al. 2020, appendix B).
+learning rate, by the factor c = k / (k + 1), and a longer memory, β2 to the power of c (Karras et
+al. 2020, appendix B).
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def draw(
     Returns
     -------
     dict of str to (n, …) array
-        ``latents`` and ``others`` (n, L), ``crossover`` (n,) the first layer that takes the style of
-        the other, ``seeds`` (n,) of the noise, ``path_seeds`` (n,), and what
+        ``latents`` and ``others`` (n, L); ``crossover`` (n,), the first layer that takes the style
+        of the other; ``seeds`` (n,) of the noise; ``path_seeds`` (n,); and what
         :func:`cvdask.synthesis.mask_augment.draw` draws.
     """
     random = np.random.default_rng(key)
@@ -202,8 +203,8 @@ class Steps:
         phase : Phase
         state : mapping of str to array
         samples : mapping of str to array
-            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade`` a number, and
-            what :func:`draw` draws.
+            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade`` a number,
+            and what :func:`draw` draws.
 
         Returns
         -------
@@ -247,7 +248,8 @@ class Steps:
         -------
         state, found
         """
-        return self._once("step", phase, self._step)(state, samples, pace)  # type: ignore[no-any-return]
+        new, found = self._once("step", phase, self._step)(state, samples, pace)
+        return dict(new), dict(found)
 
     def _once(self, kind: str, phase: Phase, function: Any) -> Any:
         """Compile a function of a phase when it is first needed."""
@@ -443,7 +445,7 @@ class Steps:
     def _adam(self, network: str, state: State, gradient: Any, rate: Any) -> dict[str, Any]:
         recipe = self.recipe
         every = recipe.penalty_every if network == "discriminator" else recipe.path_every
-        ratio = every / (every + 1) if every > 1 or network == "generator" and every else 1.0
+        ratio = every / (every + 1) if every > 1 or (network == "generator" and every) else 1.0
         beta = BETA**ratio
         steps = state[f"{network}/steps"] + 1.0
         square = ops.square(gradient)
@@ -479,4 +481,3 @@ def network_of(phase: Phase) -> str:
     """Name the network that a phase changes."""
     assert phase in get_args(Phase)
     return "discriminator" if phase in ("discriminator", "r1") else "generator"
-

@@ -23,8 +23,8 @@ interpolated between anchors that are part of the latent (Skorokhodov et al. 202
 z for time), and so is every slice in between, at any place. The discriminator sees three slices and
 is told their distances.
 
-``N`` samples of ``S`` slices of ``R`` × ``R`` voxels and ``C`` channels; ``M`` slices of any sample;
-``L`` numbers of a latent, ``W`` of a style.
+``N`` samples of ``S`` slices of ``R`` × ``R`` voxels and ``C`` channels; ``M`` slices of any
+sample; ``L`` numbers of a latent, ``W`` of a style.
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ def motion_code(architecture: Architecture, latents: Any, places: Any) -> Any:
     codes = []
     first = architecture.latent
     for spacing, n_anchors in zip(ANCHOR_SPACINGS, architecture.n_anchors, strict=True):
-        held = ops.reshape(
-            latents[:, first : first + n_anchors * MOTION], (-1, n_anchors, MOTION)
-        )
+        held = ops.reshape(latents[:, first : first + n_anchors * MOTION], (-1, n_anchors, MOTION))
         first += n_anchors * MOTION
         z = places * ((architecture.n_slices - 1) / spacing)
         before = ops.clip(ops.floor(z), 0, n_anchors - 2)
