@@ -48,7 +48,12 @@ CELL = (*VALUES, "cvdask.volume.cell.*")
 # module: what it may import of cvdask. The first row that matches holds.
 MAY_IMPORT = {
     # For type checkers only: at run time names are fetched late.
-    "cvdask": ("cvdask.volume.*", "cvdask.segmentation.*", "cvdask.morphometry.*"),
+    "cvdask": (
+        "cvdask.volume.*",
+        "cvdask.segmentation.*",
+        "cvdask.morphometry.*",
+        "cvdask.synthesis.*",
+    ),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),
@@ -93,8 +98,11 @@ MAY_IMPORT = {
     "cvdask.volume.info": ENGINE,
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
-    "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
-    "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
+    "cvdask.volume.classes": STORE,
+    "cvdask.networks": (),
+    "cvdask.networks.*": (*STORE, "cvdask.networks.*"),
+    "cvdask.segmentation*": (*VOLUME, "cvdask.networks.*", "cvdask.segmentation*"),
+    "cvdask.synthesis*": (*VOLUME, "cvdask.networks.*", "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
     "cvdask.comparison*": (*STORE, "cvdask.comparison*"),
     "cvdask.view": STORE,
@@ -102,7 +110,7 @@ MAY_IMPORT = {
     "cvdask.cli*": ("cvdask", "cvdask.*"),
 }
 
-NETWORKS = ("cvdask.segmentation.*", "cvdask.synthesis.*")
+NETWORKS = ("cvdask.networks.*", "cvdask.segmentation.*", "cvdask.synthesis.*")
 STORAGE = (
     "cvdask.volume.objects",
     "cvdask.volume.shards",

@@ -67,15 +67,15 @@ def begin(
     """
     main = volumes[0]
     where = f"{main.url}/{main.group}".rstrip("/")
-    existing = _existing(main)
+    existing = find_existing(main)
     state = standing(where, existing, provenance, resume=resume, overwrite=overwrite)
     if state == "new" and existing is not None and overwrite:
-        _check_replaceable(main, existing)
+        check_replaceable(main, existing)
     if dry_run:
         return state
     if state == "new":
         if existing is not None:
-            _clear(volumes)
+            clear_outputs(volumes)
         for volume in volumes:
             create(volume, provenance)
     elif state == "begun":
@@ -163,7 +163,7 @@ def _sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _clear(volumes: Sequence[Volume]) -> None:
+def clear_outputs(volumes: Sequence[Volume]) -> None:
     """Delete volumes, their metadata last.
 
     They are hidden from readers first and stay recognisable as ours to the end, so that a kill in
@@ -186,7 +186,7 @@ def _label_name(volume: Volume) -> str | None:
     return volume.name if volume.is_labels else None
 
 
-def _existing(volume: Volume) -> Mapping[str, Any] | None:
+def find_existing(volume: Volume) -> Mapping[str, Any] | None:
     """Return our metadata at a destination, {} for something foreign, None for nothing."""
     own = read_attributes(volume.url, labels=_label_name(volume))
     if own:
@@ -201,8 +201,14 @@ def _existing(volume: Volume) -> Mapping[str, Any] | None:
     return {} if path.exists() and (path.is_file() or any(path.iterdir())) else None
 
 
-def _check_replaceable(volume: Volume, existing: Mapping[str, Any]) -> None:
-    """Refuse to delete what is no Zarr store: a mistyped path must not cost a home folder."""
+def check_replaceable(volume: Volume, existing: Mapping[str, Any]) -> None:
+    """Refuse to delete what is no Zarr store: a mistyped path must not cost a home folder.
+
+    Raises
+    ------
+    FileExistsError
+        With what to do instead.
+    """
     if existing or volume.group:
         return
     if all(read_object(volume.url, name) is None for name in ("zarr.json", ".zgroup", ".zarray")):
