@@ -1,8 +1,8 @@
 """How unlike are two label images, for all pairs of many?
 
 The Jaccard distance is 1 − Σ |A_c ∩ B_c| / Σ |A_c ∪ B_c|, summed over the classes other than
-background; two images without any are equal. As a pixel has one class, Σ |A_c ∩ B_c| is the number
-of pixels where both have the same class, and the unions follow from the pixels that each has in any.
+background; two images without any are equal. A pixel has one class, so Σ |A_c ∩ B_c| is the number of
+pixels where both have the same one, and the unions follow from the pixels that each has in any.
 
 1. :func:`pack` numbers the classes from 1 and writes the bits of these numbers as *planes*, 64
    pixels to a word: three classes are two planes, fifteen are four. Planes are cut into *panels* of
@@ -136,7 +136,7 @@ def _popcount(context: Any, word: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _count_panel(a: np.ndarray, b: np.ndarray, planes: tuple, out: np.ndarray) -> None:  # type: ignore[type-arg]
+def _count_panel(a: np.ndarray, b: np.ndarray, planes: tuple, out: np.ndarray) -> None:
     """Add what all images of one panel share with all of another, two by two.
 
     ``planes`` is a tuple as long as there are planes: its length is known when this is compiled, so
@@ -168,7 +168,7 @@ def _count_panel(a: np.ndarray, b: np.ndarray, planes: tuple, out: np.ndarray) -
 
 
 @njit(nogil=True, cache=True)
-def _count_common(a: np.ndarray, b: np.ndarray, planes: tuple, tile: int, out: np.ndarray) -> None:  # type: ignore[type-arg]
+def _count_common(a: np.ndarray, b: np.ndarray, planes: tuple, tile: int, out: np.ndarray) -> None:
     for panel in range(a.shape[0]):
         for i in range(0, a.shape[1], tile):
             for j in range(0, b.shape[1], tile):

@@ -43,7 +43,7 @@ def _draw(state: np.ndarray, below: int) -> int:
     x ^= x << np.uint64(25)
     x ^= x >> np.uint64(27)
     state[0] = x
-    return np.int64(((x * np.uint64(2685821657736338717)) >> np.uint64(33)) % np.uint64(below))
+    return int(np.int64((x * np.uint64(2685821657736338717)) >> np.uint64(33))) % below
 
 
 @njit(nogil=True, cache=True)
@@ -127,10 +127,8 @@ def _rearrange(
         for _ in range(size):
             buffer[filled] = tour[at]
             filled += 1
-            if w & 1:
-                at = at - 1 if at else n - 1
-            else:
-                at = at + 1 if at < n - 1 else 0
+            at += n - 1 if w & 1 else 1
+            at -= n if at >= n else 0
     at = (cuts[(longest + 1) % k] + 1) % n
     for i in range(filled):
         tour[at] = buffer[i]

@@ -16,9 +16,9 @@ as long as the prices of the two edges that each city has in a round trip are gi
 
 References
 ----------
-Held and Karp 1970 and 1971, "The traveling-salesman problem and minimum spanning trees"; the ranking
-is the alpha-nearness of Helsgaun 2000, "An effective implementation of the Lin–Kernighan traveling
-salesman heuristic".
+Held and Karp 1970 and 1971, "The traveling-salesman problem and minimum spanning trees". The
+ranking is the alpha-nearness of Helsgaun 2000, "An effective implementation of the Lin–Kernighan
+traveling salesman heuristic".
 """
 
 from __future__ import annotations
