@@ -1,8 +1,8 @@
 """How unlike are two label images, for all pairs of many?
 
 The Jaccard distance is 1 − Σ |A_c ∩ B_c| / Σ |A_c ∪ B_c|, summed over the classes other than
-background; two images without any are equal. A pixel has one class, so Σ |A_c ∩ B_c| is the number of
-pixels where both have the same one, and the unions follow from the pixels that each has in any.
+background; two images without any are equal. A pixel has one class, so Σ |A_c ∩ B_c| counts the
+pixels where both have the same one, and unions follow from the pixels that each has in any class.
 
 1. :func:`pack` numbers the classes from 1 and writes the bits of these numbers as *planes*, 64
    pixels to a word: three classes are two planes, fifteen are four. Planes are cut into *panels* of
@@ -37,6 +37,8 @@ from cvdask.volume.boxes import Block, Grid
 # Words of a plane in a panel: with two planes, 32 images against 32 others are 128 KiB.
 PANEL_WORDS = 128
 TILE = 32
+# So many planes are used; of more, most may be without a bit, and are looked through.
+FEW_PLANES = 4
 # Images of a block of the matrix, in memory.
 BLOCK = 256
 
@@ -195,8 +197,15 @@ def count_common(a: Packed, b: Packed) -> np.ndarray:
     array([[2, 1],
            [1, 2]])
     """
-    out = np.zeros((a.words.shape[1], b.words.shape[1]), np.int64)
-    _count_common(a.words, b.words, (0,) * a.words.shape[2], TILE, out)
+    first, second = a.words, b.words
+    if first.shape[2] > FEW_PLANES:
+        used = [p for p in range(first.shape[2]) if first[:, :, p].any() or second[:, :, p].any()]
+        if len(used) < first.shape[2]:
+            first, second = (
+                np.ascontiguousarray(words[:, :, used or [0]]) for words in (first, second)
+            )
+    out = np.zeros((first.shape[1], second.shape[1]), np.int64)
+    _count_common(first, second, (0,) * first.shape[2], TILE, out)
     return out[: a.n_images, : b.n_images]
 
 

@@ -23,8 +23,6 @@ All of it can be interrupted; the result is the same on any number of workers, b
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
 import warnings
@@ -43,6 +41,7 @@ from cvdask.engine.ledger import Ledger
 from cvdask.engine.output import Standing, begin, sweep
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.errors import DamagedData
+from cvdask.synthesis.continuity import mean_distances, open_real, stack_distances
 from cvdask.synthesis.jaccard import (
     Packed,
     count_common,
@@ -52,7 +51,8 @@ from cvdask.synthesis.jaccard import (
     pack,
     packed_shape,
 )
-from cvdask.synthesis.slices import SliceSet, open_slices
+from cvdask.synthesis.order_table import table_metadata, write_tables
+from cvdask.synthesis.slices import SliceSet
 from cvdask.synthesis.tour import Path, shortest_path
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.classes import absent_values, named_values, open_classes, read_classes
@@ -73,7 +73,6 @@ from cvdask.volume.store import (
     describe,
     open_volume,
     publish,
-    read_attributes,
     read_box,
     volume_digest,
     write_box,
@@ -84,19 +83,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Path", "jaccard_matrix", "mean_distances", "order", "shortest_path"]
 
-# Slices apart that J(k) is told for.
-N_LAGS = 32
 # Slices of a block that is packed: their bits, and the most of them.
 PACK_BYTES = 2**26
 MOST_PACKED = 1024
 FEWEST_PACKED = 32
 # Columns through all slices that are put in order at once.
 COLUMN_BYTES = 2**28
-# Slices of the real stack that are compared at once.
-REAL_SLICES = 64
 # Checksums tell whether scratch is whole; bits of labels shrink to a tenth besides.
 CODEC = Zstd(level=1, checksum=True)
-COLUMNS = ("volume", "position", "slice", "step")
 STAGES = ("pack", "compare", "path", "write")
 
 
@@ -248,7 +242,7 @@ def order(
     }
     beside = None
     if real is not None:
-        beside = _open_real(real, real_labels or labels, job, classes[0])
+        beside = open_real(real, real_labels or labels, classes[0])
     ways = {"resume": resume, "overwrite": overwrite}
     outputs = [job.member_output(number) for number in range(len(job.members))]
     each = [_own_provenance(provenance, number) for number in range(len(outputs))]
@@ -269,7 +263,7 @@ def order(
             _run_stages(job, plans, pool)
         _publish(job, outputs)
     delete_tree(job.url, job.scratch)
-    table = _tables(job, outputs, provenance, beside)
+    table = _write_tables(job, outputs, provenance, beside)
     for notice in table_metadata(table)["warnings"]:
         warnings.warn(notice, stacklevel=2)
     return table
@@ -465,7 +459,7 @@ def _compare_block(job: _Job, block: Block) -> None:
     i, j = job.pairs[pair]
     rows = _read_packed(job, number, i)
     columns = rows if i == j else _read_packed(job, number, j)
-    common = count_common(*_without_empty_planes(rows, columns)).astype(_count_type(job))
+    common = count_common(rows, columns).astype(_count_type(job))
     write_object(job.url, _counts_key(job, number, pair), CODEC.encode(common))
 
 
@@ -484,26 +478,15 @@ def _read_packed(job: _Job, number: int, group: int) -> Packed:
     return Packed(words, stop - first)
 
 
-def _without_empty_planes(a: Packed, b: Packed) -> tuple[Packed, Packed]:
-    """Leave out planes without a bit: most of them where classes have no names."""
-    used = [
-        plane
-        for plane in range(a.words.shape[2])
-        if (a.words[:, :, plane].any() or b.words[:, :, plane].any())
-    ]
-    if len(used) == a.words.shape[2]:
-        return a, b
-    planes = used or [0]
-    return tuple(Packed(np.ascontiguousarray(p.words[:, :, planes]), p.n_images) for p in (a, b))  # type: ignore[return-value]
-
-
 def _read_scratch(job: _Job, key: str, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     where = f"{redact(job.url)}/{key}"
     stored = read_object(job.url, key)
     if stored is None:
         raise DamagedData(f"{where} is gone: run the same command with --overwrite")
+    found = np.empty(shape, kind)
     try:
-        return np.frombuffer(CODEC.decode(stored), kind).reshape(shape)
+        CODEC.decode(stored, found)
+        return found
     except (RuntimeError, ValueError) as error:
         raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
 
@@ -554,30 +537,6 @@ def _assemble(job: _Job, number: int) -> tuple[np.ndarray, np.ndarray]:
     return matrix, n_pixels
 
 
-def mean_distances(
-    distances: np.ndarray, order: np.ndarray | None = None, n_lags: int = N_LAGS
-) -> list[float]:
-    """Return J(k): the mean distance of slices that lie ``k`` apart, for k = 1, 2 …
-
-    Parameters
-    ----------
-    distances : (n, n) float
-    order : (n,) int, optional
-        Slices in the order they lie; by default as they are.
-    n_lags : int
-        Largest ``k``; fewer where there are not so many slices.
-
-    Examples
-    --------
-    >>> mean_distances(np.array([[0.0, 0.5, 1.0], [0.5, 0.0, 0.25], [1.0, 0.25, 0.0]]))
-    [0.375, 1.0]
-    """
-    n = len(distances)
-    placed = np.arange(n) if order is None else np.asarray(order)
-    lags = range(1, min(n_lags, n - 1) + 1)
-    return [math.fsum(distances[placed[:-k], placed[k:]]) / (n - k) for k in lags]
-
-
 def _write_block(job: _Job, block: Block) -> dict[str, Any]:
     """Put columns through all slices in order."""
     number = block.write.start[0]
@@ -609,181 +568,16 @@ def _publish(job: _Job, outputs: Sequence[Volume]) -> None:
         publish(output, digests={output.levels[0].path: digest}, **_read_path(job, number))
 
 
-# ---------------------------------------------------------------------------------------------
-# The real stack
-
-
-def _open_real(real: Volume | str, labels: str, job: _Job, classes: Volume) -> SliceSet:
-    """Open the real stack as the slices were made from it: cut to squares, reduced.
-
-    Raises
-    ------
-    ValueError
-        When the slices are no squares of a power of two, or the real ones are too small.
-    """
-    _, height, width = job.level.shape
-    if height != width or height < 4 or height & (height - 1):
-        raise ValueError(
-            f"a real stack is cut to the squares that a network sees, whose side is a power of two "
-            f"from 4. Received: slices of {height} × {width}; leave the real stack out"
-        )
-    image = open_classes(real, labels)
-    assert image.voxel_size_nm is not None
-    assert classes.voxel_size_nm is not None
-    with warnings.catch_warnings():
-        # What it warns of concerns a training.
-        warnings.simplefilter("ignore", UserWarning)
-        return open_slices(
-            real,
-            labels,
-            classes=[name for value, name in named_values(classes).items() if value] or None,
-            resolution=height,
-            reduction=max(1, round(classes.voxel_size_nm[1] / image.voxel_size_nm[1])),
-            shuffle=False,
-            keep_noisy=True,
-        )
-
-
-def stack_distances(slices: SliceSet, n_lags: int = N_LAGS) -> list[float]:
-    """Return J(k) of slices as they lie in the store, slice by slice.
-
-    Slices that were left out have no part in it: those beside them stay two apart.
-    """
-    found: list[list[float]] = [[] for _ in range(n_lags)]
-    held, numbers = np.empty((0, slices.resolution, slices.resolution), np.uint8), np.empty(0, int)
-    for first in range(0, slices.n_slices, REAL_SLICES):
-        new = np.arange(first, min(first + REAL_SLICES, slices.n_slices))
-        held = np.concatenate([held, slices.read(new)])
-        numbers = np.concatenate([numbers, new])
-        stack = pack(held, slices.n_channels - 1)
-        common = count_common(stack, stack)
-        matrix = distances(common, np.diagonal(common), np.diagonal(common))
-        z, volume = slices.z[numbers], slices.volume[numbers]
-        lag = z[None, :] - z[:, None]
-        valid = (volume[None, :] == volume[:, None]) & (numbers[None, :] >= first)
-        for k in range(1, n_lags + 1):
-            found[k - 1] += matrix[valid & (lag == k)].tolist()
-        held, numbers = held[-n_lags:], numbers[-n_lags:]
-    last = max((k for k, values in enumerate(found) if values), default=-1)
-    return [math.fsum(v) / len(v) if v else math.nan for v in found[: last + 1]]
-
-
-# ---------------------------------------------------------------------------------------------
-# Tables
-
-
-def _tables(
+def _write_tables(
     job: _Job,
     outputs: Sequence[Volume],
     provenance: Mapping[str, Any],
     beside: SliceSet | None,
 ) -> pa.Table:
-    """Write what was found of all volumes, or read it where it lies there."""
-    stem = f"tables/{'order' if job.output.name == 'ordered' else 'order-' + job.output.name}"
+    name = job.output.name
+    stem = "tables/order" if name == "ordered" else f"tables/order-{name}"
+    alone = redact(job.url).rpartition("/")[2]
+    by_name = {m or alone: one for m, one in zip(job.members, outputs, strict=True)}
     rests_on = {**provenance, "real": beside.describe() if beside is not None else None}
-    rests_on = json.loads(json.dumps(rests_on))
-    known = read_json(job.url, f"{stem}.json")
-    if known is not None and known.get("provenance") == rests_on:
-        stored = read_object(job.url, f"{stem}.parquet")
-        if stored is not None:
-            return _parse_table(stored, f"{redact(job.url)}/{stem}.parquet")
-    names = [member or outputs[0].url.rpartition("/")[2] for member in job.members]
-    found = {
-        name: read_attributes(output.url, labels=output.name)
-        for name, output in zip(names, outputs, strict=True)
-    }
-    summary = _summary(found, rests_on, stack_distances(beside) if beside is not None else None)
-    table = _as_table(found, summary)
-    write_object(job.url, f"{stem}.parquet", _serialise(table))
-    # Last: it says what the table rests on.
-    write_json(job.url, f"{stem}.json", summary)
-    return table
-
-
-def _summary(
-    found: Mapping[str, Mapping[str, Any]],
-    provenance: Mapping[str, Any],
-    real: list[float] | None,
-) -> dict[str, Any]:
-    keys = ("length", "bound", "gap", "worst_step", "n_empty", "j", "j_before")
-    volumes = {
-        name: {"n_slices": len(one["order"]), **{key: one[key] for key in keys}}
-        for name, one in found.items()
-    }
-    n_lags = min(len(one["j"]) for one in volumes.values())
-    mean = {
-        which: [
-            math.fsum(one[which][k] for one in volumes.values()) / len(volumes)
-            for k in range(n_lags)
-        ]
-        for which in ("j", "j_before")
-    }
-    ratio = mean["j"][0] / real[0] if real and n_lags and real[0] > 0 else None
-    return {
-        "state": "complete",
-        "volumes": volumes,
-        "mean": mean,
-        "real": None if real is None else [None if math.isnan(v) else v for v in real],
-        "j1_ratio": ratio,
-        "warnings": _notices(found),
-        "provenance": provenance,
-    }
-
-
-def _notices(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what is odd: slices without classes, equal slices."""
-    notices = []
-    for name, one in found.items():
-        n, n_empty = len(one["order"]), one["n_empty"]
-        equal = sum(step == 0 for step in one["steps"]) - max(0, n_empty - 1)
-        if n_empty:
-            notices.append(
-                f"{n_empty} of {n} slices of {name} hold no class: they are equal to one another "
-                f"and unlike all others"
-            )
-        if equal > 0:
-            notices.append(
-                f"{equal} of {n} slices of {name} equal the one before: any order of those is as good"
-            )
-    return notices
-
-
-def _as_table(found: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]) -> pa.Table:
-    # Late: a worker writes no table.
-    import pyarrow as pa
-
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for name, one in found.items():
-        n = len(one["order"])
-        columns["volume"] += [name] * n
-        columns["position"] += range(n)
-        columns["slice"] += one["order"]
-        columns["step"] += [*one["steps"], None]
-    kinds = (pa.string(), pa.int64(), pa.int64(), pa.float64())
-    metadata = {"cvdask": json.dumps(summary, ensure_ascii=False)}
-    return pa.Table.from_pydict(
-        columns, pa.schema(list(zip(COLUMNS, kinds, strict=True)), metadata)
-    )
-
-
-def _serialise(table: pa.Table) -> bytes:
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _parse_table(stored: bytes, where: str) -> pa.Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(io.BytesIO(stored))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DamagedData(f"{where} is no table: {error}. Remove it and run this again") from error
-
-
-def table_metadata(table: pa.Table) -> dict[str, Any]:
-    """Return what a table of :func:`order` says of itself: see there."""
-    return dict(json.loads((table.schema.metadata or {}).get(b"cvdask", b"{}")))
+    real = partial(stack_distances, beside) if beside is not None else None
+    return write_tables(job.url, stem, by_name, rests_on, real)
