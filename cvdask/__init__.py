@@ -27,9 +27,11 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness.
-7. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
+7. :func:`order` puts independent slices, of a volume or an ensemble of them, into the shortest
+   order.
+8. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
    :func:`report` makes one HTML page of that.
-8. :func:`view` shows samples in a browser.
+9. :func:`view` shows samples in a browser.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.synthesis.order import order
     from cvdask.viewer.view import view
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
@@ -77,6 +80,7 @@ __all__ = [
     "info",
     "ingest",
     "open",
+    "order",
     "phantom",
     "pyramid",
     "report",
@@ -97,6 +101,7 @@ _HOME = {
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "order": ("cvdask.synthesis.order", "order"),
     "report": ("cvdask.comparison.report", "report"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),

@@ -52,6 +52,7 @@ MAY_IMPORT = {
         "cvdask.volume.*",
         "cvdask.segmentation.*",
         "cvdask.morphometry.*",
+        "cvdask.synthesis.*",
         "cvdask.comparison.*",
         "cvdask.viewer.*",
     ),
@@ -100,13 +101,17 @@ MAY_IMPORT = {
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
     "cvdask.volume.ensemble": ENGINE,
-    "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
-    "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
+    "cvdask.volume.classes": STORE,
+    "cvdask.networks": (),
+    "cvdask.networks.*": (*STORE, "cvdask.networks.*"),
+    "cvdask.segmentation*": (*VOLUME, "cvdask.networks.*", "cvdask.segmentation*"),
+    "cvdask.synthesis*": (*VOLUME, "cvdask.networks.*", "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
     "cvdask.comparison*": (
         *ENGINE,
         "cvdask.volume.ensemble",
         "cvdask.volume.export",
+        "cvdask.synthesis.volume_jaccard",
         "cvdask.comparison*",
     ),
     "cvdask.viewer": (),
@@ -116,7 +121,7 @@ MAY_IMPORT = {
     "cvdask.cli*": ("cvdask", "cvdask.*"),
 }
 
-NETWORKS = ("cvdask.segmentation.*", "cvdask.synthesis.*")
+NETWORKS = ("cvdask.networks.*", "cvdask.segmentation.*", "cvdask.synthesis.*")
 STORAGE = (
     "cvdask.volume.objects",
     "cvdask.volume.shards",

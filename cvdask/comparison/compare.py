@@ -257,8 +257,6 @@ def compare(
     notices += _reading_notices(reading, found)
     rows = adjust(_test_all(reading, found, margin, margins or {}, seed))
     notices += _test_notices(rows)
-    for notice in notices:
-        warnings.warn(notice, stacklevel=2)
     _write_table(url, "statistics", _as_table([_row_fields(row) for row in rows]))
     _write_table(url, "volumes", _as_table(list(_volume_rows(reading, found))))
     drawn: list[dict[str, Any]] = []
@@ -266,7 +264,10 @@ def compare(
         # Late: matplotlib takes a second to load, and a plan needs none of it.
         from cvdask.comparison.figures import draw_all
 
-        drawn = draw_all(url, reading, found, rows, scores)
+        drawn, undrawn = draw_all(url, reading, found, rows, scores, client=client, workers=workers)
+        notices += undrawn
+    for notice in notices:
+        warnings.warn(notice, stacklevel=2)
     summary = {
         "state": "complete",
         "provenance": provenance,

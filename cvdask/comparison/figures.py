@@ -41,7 +41,7 @@ from cvdask.comparison.drawing import (
 )
 from cvdask.comparison.pictures import draw_rendering, draw_sections, draw_slices
 from cvdask.comparison.samples import DENSITY, OBJECTS, Sample
-from cvdask.comparison.similarity import draw_continuity, draw_similarity
+from cvdask.comparison.similarity import draw_continuity, draw_similarity, similarity
 from cvdask.comparison.statistics import ALPHA, Measured, Row
 from cvdask.comparison.summaries import Key, Reading, unit_of
 from cvdask.volume.colors import PALETTE
@@ -85,7 +85,10 @@ def draw_all(
     found: Found,
     rows: Sequence[Row],
     scores: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+    *,
+    client: Any = None,
+    workers: int | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw every figure there are data for, and the index of them.
 
     Parameters
@@ -99,18 +102,27 @@ def draw_all(
         All tests.
     scores : sequence of str
         Files of ``cvdask evaluate --json``.
+    client, workers
+        Where volumes are compared with one another.
 
     Returns
     -------
-    list of dict
+    entries : list of dict
         Name, title, caption and sources of each.
+    notices : list of str
+        What could not be drawn, and why.
     """
-    entries = []
     with style():
-        for drawing in _drawings(reading, found, rows, scores):
-            entries.append(save(url, drawing))
+        entries = [save(url, drawing) for drawing in _drawings(reading, found, rows, scores)]
+        notices = []
+        try:
+            matrix = similarity(reading.samples, client=client, workers=workers)
+        except ValueError as error:
+            notices.append(f"the mutual similarity of volumes is not drawn: {error}")
+        else:
+            entries.append(save(url, draw_similarity(reading.samples, matrix)))
     write_index(url, entries)
-    return entries
+    return entries, notices
 
 
 def _drawings(
@@ -128,9 +140,6 @@ def _drawings(
     for key in _densities(found):
         yield draw_density(reading, found, key)
     yield draw_continuity(firsts)
-    matrix = draw_similarity(reading.samples)
-    if matrix is not None:
-        yield matrix
 
 
 def first_samples(samples: Sequence[Sample]) -> list[Sample]:

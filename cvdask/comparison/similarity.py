@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from cvdask.comparison.drawing import Drawing, group_look, plain, shorten
 from cvdask.comparison.samples import Sample
+from cvdask.synthesis.volume_jaccard import volume_jaccard_matrix
 from cvdask.volume.boxes import Box
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.store import Level, Volume, read_box
@@ -140,11 +141,15 @@ def draw_continuity(samples: Sequence[Sample]) -> Drawing:
     )
 
 
-def draw_similarity(samples: Sequence[Sample]) -> Drawing | None:
-    """Draw the mutual Jaccard index of all volumes; None where their shapes differ."""
-    matrix = similarity(samples)
-    if matrix is None:
-        return None
+def draw_similarity(samples: Sequence[Sample], matrix: np.ndarray) -> Drawing:
+    """Draw the mutual Jaccard index of all volumes.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    matrix : (volumes, volumes) float64
+        Of :func:`similarity`.
+    """
     n = len(samples)
     side = min(7.5, 2.6 + 0.24 * n)
     figure = Figure(figsize=(side + 0.9, side), layout="constrained")
@@ -194,19 +199,16 @@ def _group_bounds(samples: Sequence[Sample]) -> list[float]:
     return [k - 0.5 for k in range(1, len(samples)) if samples[k].group != samples[k - 1].group]
 
 
-def similarity(samples: Sequence[Sample]) -> np.ndarray | None:
-    """Return the mutual Jaccard index of all volumes, or None where their shapes differ."""
-    if len({sample.labels.shape for sample in samples}) > 1:
-        return None
-    n = len(samples)
-    both, either = np.zeros((n, n), np.int64), np.zeros((n, n), np.int64)
-    level = samples[0].labels.levels[0]
-    for shard in level.shards:
-        parts = [read_box(s.url, s.labels.levels[0], shard.write) for s in samples]
-        for i in range(n):
-            for j in range(i, n):
-                counts = jaccard_counts(parts[i], parts[j])
-                both[[i, j], [j, i]] = both[i, j] + counts[0]
-                either[[i, j], [j, i]] = either[i, j] + counts[1]
-    with np.errstate(invalid="ignore"):
-        return np.where(either > 0, both / either, 1.0)
+def similarity(
+    samples: Sequence[Sample], *, client: Any = None, workers: int | None = None
+) -> np.ndarray:
+    """Return the mutual Jaccard index of all volumes: (volumes, volumes) float64.
+
+    Raises
+    ------
+    ValueError
+        When their shapes differ, or only some have names of classes.
+    """
+    urls = [sample.url for sample in samples]
+    name = samples[0].labels.name
+    return 1.0 - volume_jaccard_matrix(urls, name, client=client, workers=workers)

@@ -123,14 +123,14 @@ def fill(
     main = volumes[0]
     sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
     if levels[0].path in sealed:
-        _sweep(volumes, [])
+        sweep(volumes, [])
         Ledger(main.url, levels[0].path).clear()
         summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
         note_summary(summary)
         return summary
     ledger = Ledger(main.url, levels[0].path)
     summary = run(function, plan, ledger=ledger, **where)
-    _sweep(volumes, levels)
+    sweep(volumes, levels)
     digests = ledger.seal(levels)
     remembered = dict(remember(ledger.records())) if remember else {}
     # The first volume last: it is the one that tells a later run that all are sealed.
@@ -144,7 +144,7 @@ def fill(
     return summary
 
 
-def _sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
+def sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
     """Remove temporary files that a killed writer left on a local disk.
 
     Only beside the metadata of these volumes and within these levels: another stage may be writing

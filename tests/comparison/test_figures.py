@@ -146,13 +146,13 @@ def test_similarity_is_that_of_whole_volumes(tmp_path: Path):
     volumes.append(volumes[0])
     samples = [in_sample(tmp_path / f"{k}.zarr", data) for k, data in enumerate(volumes)]
     found = similarity(samples)
-    assert found is not None
     for i, a in enumerate(volumes):
         for j, b in enumerate(volumes):
             assert found[i, j] == pytest.approx(brute_jaccard(a, b))
     assert found[0, 3] == 1
     other = in_sample(tmp_path / "other.zarr", np.ones((9, 8, 8), np.uint8))
-    assert similarity([*samples, other]) is None
+    with pytest.raises(ValueError, match="one shape"):
+        similarity([*samples, other])
 
 
 # ---------------------------------------------------------------------------------------------
