@@ -30,6 +30,11 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness; :func:`label` numbers the objects of a class, :func:`measure` tells size and shape of
    each; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
+7. :func:`order` puts independent slices, of a volume or an ensemble of them, into the shortest
+   order.
+8. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
+   :func:`report` makes one HTML page of that.
+9. :func:`view` shows samples in a browser.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -47,6 +52,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.comparison.compare import compare
+    from cvdask.comparison.report import report
     from cvdask.morphometry.components import label
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
@@ -56,6 +63,8 @@ if TYPE_CHECKING:
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.synthesis.order import order
+    from cvdask.viewer.view import view
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
     from cvdask.volume.info import info
@@ -69,6 +78,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Box",
     "Volume",
+    "compare",
     "density",
     "descriptors",
     "evaluate",
@@ -79,12 +89,15 @@ __all__ = [
     "measure",
     "mesh",
     "open",
+    "order",
     "phantom",
     "pyramid",
+    "report",
     "segment",
     "study_imbalance",
     "train_unet",
     "verify",
+    "view",
 ]
 
 __version__ = version("cvdask")
@@ -92,6 +105,7 @@ __version__ = version("cvdask")
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
     "Volume": ("cvdask.volume.store", "Volume"),
+    "compare": ("cvdask.comparison.compare", "compare"),
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
@@ -99,9 +113,12 @@ _HOME = {
     "measure": ("cvdask.morphometry.objects", "measure"),
     "mesh": ("cvdask.morphometry.mesh", "mesh"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "order": ("cvdask.synthesis.order", "order"),
+    "report": ("cvdask.comparison.report", "report"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_unet": ("cvdask.segmentation.train", "train"),
+    "view": ("cvdask.viewer.view", "view"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
 

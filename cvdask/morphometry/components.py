@@ -26,7 +26,6 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.block_objects import paint
-from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.partials import KEY, N_VOXELS
 from cvdask.morphometry.runs import CONNECTIVITIES
 from cvdask.morphometry.scratch import read_arrays, write_arrays
@@ -43,6 +42,7 @@ from cvdask.morphometry.survey import (
     total_rows,
 )
 from cvdask.volume.boxes import Block, Box
+from cvdask.volume.classes import measured_box, named_values, open_classes
 from cvdask.volume.objects import delete_tree
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
 from cvdask.volume.store import (

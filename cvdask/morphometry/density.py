@@ -39,7 +39,8 @@ from cvdask.engine.ledger import Ledger
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import (
+from cvdask.volume.boxes import AXES, Block, Box, Grid
+from cvdask.volume.classes import (
     absent_values,
     block_shape,
     class_values,
@@ -48,7 +49,6 @@ from cvdask.morphometry.classes import (
     open_classes,
     read_classes,
 )
-from cvdask.volume.boxes import AXES, Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import delete_tree, normalize_url, read_object, redact, write_object
 from cvdask.volume.store import (

@@ -36,16 +36,6 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger, standing
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.morphometry.classes import (
-    BACKGROUND,
-    absent_values,
-    block_shape,
-    class_values,
-    measured_box,
-    named_values,
-    open_classes,
-    read_classes,
-)
 from cvdask.morphometry.pair_counts import (
     DIRECTIONS,
     count_lags,
@@ -64,6 +54,16 @@ from cvdask.morphometry.tables import (
 )
 from cvdask.morphometry.thickness import count_thick, halo
 from cvdask.volume.boxes import AXES, Block, Box, Grid
+from cvdask.volume.classes import (
+    BACKGROUND,
+    absent_values,
+    block_shape,
+    class_values,
+    measured_box,
+    named_values,
+    open_classes,
+    read_classes,
+)
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import (
     delete_object,

@@ -28,7 +28,6 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import standing
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.distributions import draw_distributions
 from cvdask.morphometry.partials import KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
@@ -52,6 +51,7 @@ from cvdask.morphometry.tables import (
     write_table,
 )
 from cvdask.volume.boxes import AXES, Block, Box
+from cvdask.volume.classes import measured_box, named_values, open_classes
 from cvdask.volume.objects import (
     delete_tree,
     is_remote,

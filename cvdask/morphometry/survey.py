@@ -41,18 +41,18 @@ from cvdask.morphometry.block_objects import (
     keys_of,
     outline,
 )
-from cvdask.morphometry.classes import (
-    absent_values,
-    class_values,
-    named_values,
-    read_classes,
-)
 from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
 from cvdask.morphometry.partials import CELLS, KEY, Layout, merge_rows
 from cvdask.morphometry.runs import NO_CLASS, roots_of, unite
 from cvdask.morphometry.scratch import read_arrays, write_arrays
 from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
 from cvdask.volume.boxes import Block, Box, Grid
+from cvdask.volume.classes import (
+    absent_values,
+    class_values,
+    named_values,
+    read_classes,
+)
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import list_objects, read_json, write_json
 from cvdask.volume.store import Level, Volume, read_box, volume_digest

@@ -34,6 +34,7 @@ from cvdask.engine.ledger import Record
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan
 from cvdask.errors import DamagedData
+from cvdask.networks.device import has_gpu
 from cvdask.segmentation import model_file
 from cvdask.segmentation.forward import (
     BFLOAT16_FLAGS,
@@ -41,7 +42,6 @@ from cvdask.segmentation.forward import (
     Network,
     NetworkSettings,
     Quantised,
-    has_gpu,
     load_network,
     quantise_network,
     supports_bfloat16,

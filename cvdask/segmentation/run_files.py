@@ -86,13 +86,6 @@ class RunFiles:
         return self._with(f".fold{number}.keras")
 
 
-def write_json_file(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, at once."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False))
-    os.replace(partial, path)
-
-
 @dataclass
 class FoldState:
     """Where a fold stands, beside its arrays; saved after every epoch.

@@ -33,9 +33,11 @@ from keras import ops
 
 from cvdask import __version__
 from cvdask.engine.ledger import standing
+from cvdask.networks.device import has_gpu, is_out_of_memory
+from cvdask.networks.files import write_json_file
+from cvdask.networks.prefetch import prefetch
 from cvdask.segmentation import model_file
-from cvdask.segmentation.crops import CropPlan, Data, batches, prefetch
-from cvdask.segmentation.forward import has_gpu, is_out_of_memory
+from cvdask.segmentation.crops import CropPlan, Data, batches
 from cvdask.segmentation.losses import SegmentationLoss, balanced_weights
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.patches import Candidate, Fold, Selection, SplitBy, read_patch, select
@@ -45,7 +47,6 @@ from cvdask.segmentation.run_files import (
     load_state,
     rewrite_log,
     save_state,
-    write_json_file,
 )
 from cvdask.segmentation.unet import Architecture, build, stride
 from cvdask.volume.colors import PALETTE, UNANNOTATED

@@ -14,12 +14,16 @@ SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
 OBJECT_COMMANDS = ("label", "measure")
 MESH_COMMANDS = ("mesh",)
+SYNTHESIS_COMMANDS = ("order",)
+COMPARISON_COMMANDS = ("compare", "report", "view")
 COMMANDS = (
     *VOLUME_COMMANDS,
     *SEGMENTATION_COMMANDS,
     *FIELD_COMMANDS,
     *OBJECT_COMMANDS,
     *MESH_COMMANDS,
+    *SYNTHESIS_COMMANDS,
+    *COMPARISON_COMMANDS,
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
