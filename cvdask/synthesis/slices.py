@@ -373,6 +373,11 @@ class SliceSet:
         depth = self.z[index] - first[self.volume[index]]
         return (depth * self.place_step).astype(np.float32)
 
+    def spread(self, most: int) -> np.ndarray:
+        """Return numbers of slices that are spread evenly over the set, ``most`` at most."""
+        n = min(most, self.n_slices)
+        return np.unique(np.linspace(0, self.n_slices - 1, n).round().astype(np.int64))
+
     # What is taken
 
     def batch(self, step: int, size: int) -> Batch:
