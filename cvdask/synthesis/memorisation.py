@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.synthesis.slices import vote
+from cvdask.synthesis.majority import vote
 
 COMPARED_RESOLUTION = 64
 # Slices that lie this far apart in a stack count as unseen by each other.
