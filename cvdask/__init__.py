@@ -28,6 +28,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness.
 
+7. :func:`train_gan` learns what the label slices of a cell look like, for new ones to be made.
+
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.synthesis.train import train_gan
     from cvdask.volume.boxes import Box
     from cvdask.volume.export import export
     from cvdask.volume.info import info
@@ -74,6 +77,7 @@ __all__ = [
     "pyramid",
     "segment",
     "study_imbalance",
+    "train_gan",
     "train_unet",
     "verify",
 ]
@@ -89,6 +93,7 @@ _HOME = {
     "open": ("cvdask.volume.store", "open_volume"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
+    "train_gan": ("cvdask.synthesis.train", "train_gan"),
     "train_unet": ("cvdask.segmentation.train", "train"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
