@@ -31,8 +31,9 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness.
-7. :func:`generate` makes an :class:`Ensemble` of label volumes with a trained generator;
-   :func:`distance` tells how far they are from real ones.
+7. :func:`train_gan` learns what the label slices of a cell look like; :func:`generate` makes an
+   :class:`Ensemble` of label volumes with what was learned; :func:`distance` tells how far they are
+   from real ones.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from cvdask.segmentation.train import train as train_unet
     from cvdask.synthesis.distance import distance
     from cvdask.synthesis.generate import generate
+    from cvdask.synthesis.train import train_gan
     from cvdask.volume.boxes import Box
     from cvdask.volume.ensemble import Ensemble, open_ensemble
     from cvdask.volume.export import export
@@ -87,6 +89,7 @@ __all__ = [
     "pyramid",
     "segment",
     "study_imbalance",
+    "train_gan",
     "train_unet",
     "verify",
 ]
@@ -106,6 +109,7 @@ _HOME = {
     "open_ensemble": ("cvdask.volume.ensemble", "open_ensemble"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
+    "train_gan": ("cvdask.synthesis.train", "train_gan"),
     "train_unet": ("cvdask.segmentation.train", "train"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
