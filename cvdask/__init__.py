@@ -18,9 +18,9 @@ alone, again, or on another machine, and it meets the next stage on disk only::
                   scores ◀── evaluate ── labels/classes ── density ──────▶ density image
                                                 └───────── descriptors ──▶ table
 
-    gan.keras ── generate ──▶ ensemble, many volumes in one
-                                  │ distance, from real volumes
-                              numbers, each beside that of real slices
+    labels/classes ── train_gan ──▶ gan.keras ── generate ──▶ ensemble, many volumes in one
+                                                                 │ distance, from real ones
+                                                        numbers, each beside its floor
 
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.

@@ -80,7 +80,14 @@ def generate(
             rich_help_panel=COMMON,
         ),
     ] = 1.0,
-    z_range: SliceRange = None,
+    z_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="Z0:Z1",
+            help="Where they lie, counted in slices from the first trained on; by default all.",
+            rich_help_panel=COMMON,
+        ),
+    ] = None,
     mix_seed: Annotated[
         int | None,
         typer.Option(help="Seed of the styles of finer layers.", rich_help_panel=RARE),
