@@ -20,7 +20,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,6 +65,7 @@ from cvdask.volume.objects import (
     normalize_url,
     read_json,
     read_object,
+    redact,
     write_json,
     write_object,
 )
@@ -246,15 +247,8 @@ def segment(
         return open_volume(image.url, labels=name)
     with connect(client, workers=workers) as opened:
         pool = _with_gpus(opened, gpu)
-        begun_with = _begun_with(main) if state == "begun" else None
-        if begun_with and begun_with.precision != precision:
-            notices.append(
-                f"the run was begun in {begun_with.precision}, by a machine without {precision}, "
-                f"and goes on so: voxels must not depend on who computes them"
-            )
-        quantised = _quantised_before(main) if state == "begun" and precision == "int8" else None
-        used = begun_with.precision if begun_with else precision
-        extents = begun_with.block_yx if begun_with else _block_extents(block_yx, main.levels[0])
+        begun_with = _begun_with(main) if state == "begun" else _Choices()
+        used = begun_with.prediction.get("precision", precision)
         plan = plan_segment(
             image.levels[0],
             unet.architecture,
@@ -263,7 +257,7 @@ def segment(
             worker_bytes=pool.worker_bytes,
             batch_size=batch_size,
             batch_pixels=GPU_BATCH_PIXELS if _expects_gpu(pool) else CPU_BATCH_PIXELS,
-            block_yx=extents,
+            block_yx=begun_with.block_yx or _block_extents(block_yx, main.levels[0]),
             tta=n_views > 1,
         )
         if dry_run:
@@ -273,14 +267,16 @@ def segment(
         job = _Job(
             image, outputs, asked, unet.architecture, region, masked, plan.notes["batch_size"]
         )
-        probe, network = pool.submit(_probe, job, quantised, bool(gpu)).result()
-        notices += _judge(probe, used, max_changed, max_loss)
+        probe, data = pool.submit(_probe, job, begun_with.prediction, bool(gpu)).result()
+        notices += _judge(probe, precision, max_changed, max_loss)
         for notice in notices:
             warnings.warn(notice, stacklevel=2)
         begin(outputs, provenance, **ways)
-        if begun_with is None:
-            _remember_choices(main, plan, probe["precision"])
-        quantised = _remember_quantised(main, network) if network else None
+        quantised = begun_with.quantised
+        if not begun_with.prediction:
+            # The choices last: where they are, all that was chosen is there.
+            quantised = _remember_quantised(main, data) if data else None
+            _remember_choices(main, plan, probe)
         job = replace(
             job, network=replace(asked, precision=probe["precision"], quantised=quantised)
         )
@@ -288,7 +284,7 @@ def segment(
             outputs,
             plan,
             partial(_segment_block, job),
-            remember=_remember,
+            remember=partial(_remember, probe),
             client=pool,
             mask=_engine_mask(masked),
         )
@@ -301,7 +297,7 @@ def segment(
     for other in outputs[1:]:
         publish(other)
     # The classes last: readers who see them see the probabilities too.
-    publish(full, warnings=[*notices, *late], prediction=probe)
+    publish(full, warnings=[*notices, *late])
     return open_volume(image.url, labels=name)
 
 
@@ -494,57 +490,67 @@ def _block_extents(block_yx: tuple[int, int] | None, level: Level) -> tuple[int,
 
 # Markers of a begun run name blocks by number, which means something in one grid only. So what was
 # chosen for a begun run is kept beside its markers: another machine, or another number of workers,
-# has another memory and other instructions and would choose otherwise.
+# has another memory and other instructions and would choose otherwise. The ranges of an int8
+# network are a choice too.
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """What a run was begun with.
+    """What a run was begun with; nothing for one that is yet to begin.
 
     Parameters
     ----------
-    block_yx : (y, x)
-        Extent of its blocks, in voxels.
-    precision : str
-        What was used, not what was asked for.
+    block_yx : (y, x), or None
+        Extent of its blocks, in voxels; None also where all of them are done.
+    prediction : mapping
+        What :func:`_probe` found.
+    quantised : Quantised, or None
+        The network of an int8 run.
     """
 
-    block_yx: tuple[int, int]
-    precision: str
+    block_yx: tuple[int, int] | None = None
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Quantised | None = None
 
 
 def _choices_key(main: Volume) -> str:
     return f"{main.levels[0].path}/.cvdask/blocks.json"
 
 
-def _begun_with(main: Volume) -> _Choices | None:
+def _begun_with(main: Volume) -> _Choices:
     kept = read_json(main.url, _choices_key(main))
-    return None if kept is None else _Choices((int(kept["y"]), int(kept["x"])), kept["precision"])
+    if kept is None:
+        # Before the first block, or after the last: then the prediction has been recorded.
+        recorded = read_attributes(main.url, labels=main.name).get("prediction", {})
+        return _Choices(prediction=recorded)
+    quantised = None
+    if kept["prediction"]["precision"] == "int8":
+        data = read_object(main.url, _quantised_key(main))
+        if data is None:
+            raise DamagedData(
+                f"a run in int8 goes on with the network that it was begun with. Received: none at "
+                f"{redact(main.url)}/{_quantised_key(main)}. Start over with --overwrite"
+            )
+        quantised = _quantised_at(main, data)
+    return _Choices((int(kept["y"]), int(kept["x"])), kept["prediction"], quantised)
 
 
-def _remember_choices(main: Volume, plan: Plan, precision: str) -> None:
+def _remember_choices(main: Volume, plan: Plan, prediction: Mapping[str, Any]) -> None:
     _, y, x = plan.grid.block_shape
-    write_json(main.url, _choices_key(main), {"y": y, "x": x, "precision": precision})
-
-
-# The ranges of an int8 network are a choice too: who goes on must compute what was begun with.
+    write_json(main.url, _choices_key(main), {"y": y, "x": x, "prediction": dict(prediction)})
 
 
 def _quantised_key(main: Volume) -> str:
     return f"{main.levels[0].path}/.cvdask/int8"
 
 
-def _quantised_before(main: Volume) -> Quantised | None:
-    data = read_object(main.url, _quantised_key(main))
-    if data is None:
-        return None
+def _quantised_at(main: Volume, data: bytes) -> Quantised:
     return Quantised(main.url, _quantised_key(main), hashlib.sha256(data).hexdigest())
 
 
-def _remember_quantised(main: Volume, network: bytes) -> Quantised:
-    key = _quantised_key(main)
-    write_object(main.url, key, network)
-    return Quantised(main.url, key, hashlib.sha256(network).hexdigest())
+def _remember_quantised(main: Volume, data: bytes) -> Quantised:
+    write_object(main.url, _quantised_key(main), data)
+    return _quantised_at(main, data)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -584,21 +590,21 @@ def _sharing(pool: Pool) -> tuple[int, int]:
 
 
 def _probe(
-    job: _Job, quantised: Quantised | None, gpu: bool
-) -> tuple[dict[str, Any], bytes | None]:
+    job: _Job, known: Mapping[str, Any], gpu: bool
+) -> tuple[Mapping[str, Any], bytes | None]:
     """Load the network on a worker and see how it will run: device, precision, what that changes.
 
     Parameters
     ----------
     job : _Job
-    quantised : Quantised, optional
-        The int8 network that the run has begun with.
+    known : mapping
+        What was found when the run was begun: it goes on like that. Empty for a new run.
     gpu : bool
 
     Returns
     -------
     found, data
-        What is to be remembered, and the int8 network where one is to be used.
+        What is to be remembered, and the int8 network where one was made.
 
     Raises
     ------
@@ -609,19 +615,18 @@ def _probe(
     exact = load_network(replace(settings, precision="float32"))
     if gpu and not has_gpu():
         raise ValueError("a GPU was asked for, and the framework on this worker sees none")
+    if known:
+        return known, None
     found: dict[str, Any] = {"device": "gpu" if has_gpu() else "cpu"}
     found["precision"] = settings.precision
     data = None
     if settings.precision == "float32":
         return found, data
-    if settings.precision != "int8":
-        reduced = load_network(settings)
-    elif quantised is not None:
-        reduced = load_network(replace(settings, quantised=quantised))
-        data = read_object(quantised.url, quantised.key)
-    else:
+    if settings.precision == "int8":
         parts = [images[0] for _, images, _ in _samples(job, CALIBRATION_SLICES)]
         data, reduced = quantise_network(settings, np.stack(parts))
+    else:
+        reduced = load_network(settings)
     scores = [_validation_score(network, job.image) for network in (exact, reduced)]
     if None in scores:
         found["changed_share"] = round(_changed_share(job, reduced, exact), 6)
@@ -643,7 +648,8 @@ def _usable(settings: NetworkSettings) -> NetworkSettings:
 def _samples(job: _Job, n_slices: int) -> Iterator[tuple[Box, np.ndarray, tuple[slice, ...]]]:
     """Read the middle of some slices of the region, with what the network sees around it.
 
-    Yields the box that counts, the images (1, Y, X), and where in them the box lies.
+    Yields the box that counts, the images (1, Y, X), and where in them the box lies. Slices that
+    cannot be read are passed over: their blocks will be listed with the others.
     """
     region = job.region
     start, stop = [], []
@@ -651,10 +657,19 @@ def _samples(job: _Job, n_slices: int) -> Iterator[tuple[Box, np.ndarray, tuple[
         middle = (region.start[axis] + region.stop[axis]) // 2
         start.append(max(region.start[axis], middle - COMPARED_EXTENT // 2))
         stop.append(min(region.stop[axis], middle + COMPARED_EXTENT // 2))
-    for z in _spread(region, n_slices):
+    places = _spread(region, n_slices)
+    damages = []
+    for z in places:
         kept = Box((z, *start), (z + 1, *stop))
         window = read_window(job.image.shape, kept, job.architecture)
-        yield kept, read_box(job.image.url, job.image.levels[0], window), kept.within(window)
+        try:
+            images = read_box(job.image.url, job.image.levels[0], window)
+        except DamagedData as error:
+            damages.append(error)
+            continue
+        yield kept, images, kept.within(window)
+    if len(damages) == len(places):
+        raise damages[0]
 
 
 def _changed_share(job: _Job, reduced: Network, exact: Network) -> float:
@@ -697,18 +712,23 @@ def _validation_score(network: Network, image: Volume) -> float | None:
             confusion += confusion_matrix(target, predicted, len(values))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    scores = [score for score in f1_scores(confusion)[1:] if np.isfinite(score)]
+    # A class that the patches do not show has no score, or 0 for the first voxel taken for it.
+    by_class = zip(f1_scores(confusion)[1:], confusion.sum(1)[1:], strict=True)
+    scores = [score for score, n_voxels in by_class if n_voxels]
     return float(np.mean(scores)) if scores else None
 
 
 def _judge(
     probe: Mapping[str, Any], precision: str, max_changed: float, max_loss: float
 ) -> list[str]:
-    """Refuse a precision that loses or changes too much; say so where it is not there."""
+    """Refuse a precision that loses or changes too much; say so where it is not there.
+
+    A run that goes on elsewhere says the same: what it leaves must not tell of the interruption.
+    """
     if probe["precision"] != precision:
         missing = " or ".join(sorted({"bfloat16": BFLOAT16_FLAGS, "int8": INT8_FLAGS}[precision]))
         return [
-            f"the processor has no {precision} instructions ({missing})"
+            f"the processor that the run was begun on has no {precision} instructions ({missing})"
             f"{', and there is no GPU' if precision == 'bfloat16' else ''}: "
             f"{probe['precision']} was used"
         ]
@@ -760,14 +780,14 @@ def _segment_block(job: _Job, block: Block) -> Record:
     return record
 
 
-def _remember(records: Iterator[Record]) -> dict[str, Any]:
-    """Turn what did not go as planned on any block into attributes."""
+def _remember(prediction: Mapping[str, Any], records: Iterator[Record]) -> dict[str, Any]:
+    """Return how networks ran, and what did not go as planned on any block, as attributes."""
     sizes: list[int] = []
     n_lower = 0
     for record in records:
         sizes += [record["batch_size"]] if "batch_size" in record else []
         n_lower += "precision" in record
-    remembered: dict[str, Any] = {}
+    remembered: dict[str, Any] = {"prediction": dict(prediction)}
     if sizes:
         remembered["smallest_batch"] = min(sizes)
     if n_lower:

@@ -207,6 +207,20 @@ def test_a_training_is_killed_at_any_operation(
 
 
 @pytest.mark.slow
+def test_a_training_is_killed_at_its_last_operation(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    write_cell(tmp_path / "cell.zarr")
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    command = training(tmp_path / "cell.zarr", nets / "net.keras")
+    killed(nets, undisturbed.n_training, *command)
+    assert (nets / "net.state.npz").exists()
+    completed(nets, *command)
+    assert_trained(nets, undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_training_is_killed_from_outside_twice(
     tmp_path: Path, undisturbed: Undisturbed, seed: int

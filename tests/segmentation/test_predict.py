@@ -554,11 +554,102 @@ def test_who_goes_on_keeps_the_precision_it_was_begun_in(sample, model, whole, m
         there.setattr(Network, "classify", stops)
         with pytest.warns(UserWarning, match="float32"), pytest.raises(KeyboardInterrupt):
             segment(sample, model, precision="bfloat16", max_changed=1)
-    with pytest.warns(UserWarning, match=r"begun in float32.*without bfloat16"):
+    with pytest.warns(UserWarning, match=r"begun on has no bfloat16.*float32 was used"):
         result = segment(sample, model, precision="bfloat16", max_changed=1)
     np.testing.assert_array_equal(result.read(), segment(sample, model, name="exact").read())
-    assert result.attributes["prediction"]["precision"] == "float32"
-    assert any("begun in float32" in text for text in result.attributes["warnings"])
+    assert result.attributes["prediction"] == {"device": "cpu", "precision": "float32"}
+
+
+@needs_bfloat16
+def test_what_a_begun_run_leaves_does_not_tell_of_its_interruption(tmp_path, model, monkeypatch):
+    """Also where the processor lacks the instructions, which is said and recorded."""
+    trees = []
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    for interrupted in (False, True):
+        sample = write_image(tmp_path / str(interrupted) / "s.zarr")
+        if interrupted:
+            with monkeypatch.context() as patch:
+                interrupt(patch, after=2)
+                with pytest.warns(UserWarning, match="float32"), pytest.raises(KeyboardInterrupt):
+                    segment(sample, model, precision="bfloat16")
+        with pytest.warns(UserWarning, match="float32"):
+            segment(sample, model, precision="bfloat16")
+        trees.append(tree_digest(tmp_path / str(interrupted)))
+    assert trees[0] == trees[1]
+
+
+@needs_bfloat16
+def test_who_goes_on_without_the_instructions_says_how_many_blocks(sample, model, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, model, precision="bfloat16", max_changed=1)
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match=r"\d of 6 blocks.*float32") as caught:
+        result = segment(sample, model, precision="bfloat16", max_changed=1)
+    assert len(caught) == 1
+    assert result.attributes["prediction"]["precision"] == "bfloat16"
+    assert 0 < result.attributes["n_blocks_float32"] <= 6
+
+
+@needs_bfloat16
+def test_what_was_found_is_recorded_with_the_last_block(sample, model, monkeypatch):
+    """A run that is killed behind it goes on as it was, on whatever machine."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "build_levels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, model, precision="bfloat16", max_changed=1)
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    result = segment(sample, model, precision="bfloat16", max_changed=1)
+    assert result.attributes["prediction"]["precision"] == "bfloat16"
+    assert result.attributes["warnings"] == []
+
+
+@needs_bfloat16
+def test_a_damaged_slice_does_not_keep_a_precision_from_being_tried(sample, model, tmp_path):
+    """Its block is listed, as in float32."""
+    shard = tmp_path / "s.zarr" / "0" / "c" / "1" / "0" / "0"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:100] + bytes([good[100] ^ 255]) + good[101:])
+    with pytest.raises(BlocksFailed, match=r"segment: 2 of 6 blocks failed"):
+        segment(sample, model, precision="bfloat16", max_changed=1)
+
+
+@needs_bfloat16
+def test_a_class_that_the_patches_do_not_show_has_no_part_in_the_score(
+    tmp_path, sample, whole, monkeypatch
+):
+    """Else a single voxel that is taken for it by one precision would cost half of the score."""
+    truth = np.where(whole.argmax(-1) == 1, 2, 0).astype(np.uint8)
+    shapes = {"chunk_shape": (2, 16, 16), "shard_shape": (4, 32, 32)}
+    marks = write_sample(sample.url, truth, labels="marks", classes=CLASSES, **shapes)
+    inputs = {
+        "path": sample.url,
+        "labels": "marks",
+        "digest": volume_digest(sample),
+        "labels_digest": volume_digest(marks),
+    }
+    patch = {"volume_url": sample.url, "labels": "marks", "z": 1, "y": 8, "x": 16, "size": 48}
+    path = tmp_path / "net.keras"
+    write_network(path, run={"inputs": [inputs], "validation": [patch]})
+    network = load_network(NetworkSettings(str(path), digest(path)))
+    predict_them, box = network.predict, (slice(1, 2), slice(8, 56), slice(16, 64))
+
+    def without_the_other(images: np.ndarray, *options: Any) -> np.ndarray:
+        found = predict_them(images, *options)
+        found[..., 2] = 0
+        found[0, 0, 0] = (0, 0, 1)
+        return found
+
+    monkeypatch.setattr(network, "predict", without_the_other)
+    found = without_the_other(IMAGE[box]).argmax(-1) == 1
+    wanted = truth[box] == 2
+    f1 = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
+    assert predict._validation_score(network, sample) == pytest.approx(f1)
 
 
 def test_a_worker_without_bfloat16_is_counted(sample, model, monkeypatch):
