@@ -292,8 +292,7 @@ def train(
 
 def _tidy(files: RunFiles, n_folds: int) -> None:
     """Remove what only a training under way needs, and the one fold's copy of the network."""
-    leftovers = files.stem.parent.glob(f"{files.stem.name}.*.partial")
-    for path in (files.state, *leftovers, *([files.fold(1)] if n_folds == 1 else [])):
+    for path in (files.state, *files.leftovers(), *([files.fold(1)] if n_folds == 1 else [])):
         path.unlink(missing_ok=True)
 
 
