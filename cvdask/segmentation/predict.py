@@ -5,8 +5,9 @@
    and a reduced precision is compared with float32: by its scores on the patches that the training
    validated on, or, where those cannot be found, on a few slices of this volume.
 3. A task reads the box it will write and the network's halo around it, in y and x, from multiples
-   of the network's stride. Slices are classified one by one, a batch per call. The task writes its
-   own box, whole shards, and nothing else.
+   of the network's stride. Slices are classified one by one, a batch per call; planes across y and
+   x too where that is wanted, and their probabilities averaged. The task writes its own box, whole
+   shards, and nothing else.
 4. The coarser levels follow; the label image is shown to readers when all is there.
 
 Within the halo the network sees what it would see in the whole slice, and what it imagines beyond
@@ -50,6 +51,7 @@ from cvdask.segmentation.forward import (
 from cvdask.segmentation.patches import Patch, read_patch
 from cvdask.segmentation.quantise import INT8_FLAGS, check_openvino
 from cvdask.segmentation.tiling import (
+    ALONG_Z,
     CPU_BATCH_PIXELS,
     GPU_BATCH_PIXELS,
     output_shapes,
@@ -93,6 +95,9 @@ COMPARED_SLICES = 3
 COMPARED_EXTENT = 512
 # Slices that int8 takes the ranges of its numbers from.
 CALIBRATION_SLICES = 8
+# Planes across y and x look like slices where voxels are this nearly as high as wide.
+MOST_ANISOTROPIC = 1.25
+AXES = {"z": (0,), "zyx": (0, 1, 2)}
 # An image this many standard deviations off the training's grey values was never what is meant.
 FAR_OFF = 10.0
 
@@ -108,6 +113,7 @@ class _Job:
     region: Box
     mask: Volume | None
     batch_size: int
+    axes: tuple[int, ...]
 
 
 def segment(
@@ -117,6 +123,7 @@ def segment(
     name: str = "classes",
     probabilities: bool = False,
     tta: bool = False,
+    axes: str = "z",
     precision: str = "float32",
     max_changed: float = 0.005,
     max_loss: float = 0.005,
@@ -149,6 +156,10 @@ def segment(
         Test-time augmentation: average the probabilities over the flipped slice, and where voxels
         are as high as wide and the training was not ``upright``, over the slice turned by 90° as
         well. Takes 4 or 8 times as long.
+    axes : {"z", "zyx"}
+        Planes that the network sees: slices, or planes across y and x as well, with the mean of
+        their probabilities. Needs voxels that are about as deep as they are wide, and takes three
+        times as long and more, since blocks then have a halo in z as well.
     precision : {"float32", "bfloat16", "int8"}
         ``bfloat16`` multiplies with 8 instead of 24 significant bits, on processors and GPUs that
         have it; ``int8`` with integers of 8 bits, on processors that have them (extra ``int8``).
@@ -215,6 +226,7 @@ def segment(
     masked = _open_mask(image, mask, name)
     spacing = image.voxel_size_nm
     assert spacing is not None
+    across = _check_axes(axes, image)
     # A quarter turn shows an image like those of the training only where voxels are as high as
     # wide, and where the training turned its crops.
     turnable = np.isclose(spacing[1], spacing[2], rtol=0.01) and not unet.upright
@@ -230,6 +242,7 @@ def segment(
             "name": name,
             "probabilities": probabilities,
             "n_views": n_views,
+            "axes": axes,
             "precision": precision,
             "region": str(region),
             "block_yx": list(block_yx) if block_yx else None,
@@ -258,14 +271,23 @@ def segment(
             batch_size=batch_size,
             batch_pixels=GPU_BATCH_PIXELS if _expects_gpu(pool) else CPU_BATCH_PIXELS,
             block_yx=begun_with.block_yx or _block_extents(block_yx, main.levels[0]),
+            depth=begun_with.depth,
             tta=n_views > 1,
+            axes=across,
         )
         if dry_run:
             pairs = zip(full.levels, full.levels[1:], strict=False)
             return [plan, *(plan_level(image.url, fine, coarse) for fine, coarse in pairs)]
         asked = NetworkSettings(model_url, digest, used, n_views, *_sharing(pool))
         job = _Job(
-            image, outputs, asked, unet.architecture, region, masked, plan.notes["batch_size"]
+            image,
+            outputs,
+            asked,
+            unet.architecture,
+            region,
+            masked,
+            plan.notes["batch_size"],
+            across,
         )
         probe, data = pool.submit(_probe, job, begun_with.prediction, bool(gpu)).result()
         notices += _judge(probe, precision, max_changed, max_loss)
@@ -326,6 +348,21 @@ def _check_options(
     for axis, extent in zip("yx", block_yx or (), strict=False):
         if extent < 1:
             raise ValueError(f"a block has at least one voxel. Received along {axis}: {extent}")
+
+
+def _check_axes(axes: str, image: Volume) -> tuple[int, ...]:
+    """Return the axes that planes lie across; refuse those that would show another tissue."""
+    if axes not in AXES:
+        raise ValueError(f"planes lie across {' or '.join(AXES)}. Received: {axes!r}")
+    assert image.voxel_size_nm is not None
+    z, y, x = image.voxel_size_nm
+    if axes != "z" and max(z, y, x) > MOST_ANISOTROPIC * min(z, y, x):
+        raise ValueError(
+            f"planes across y and x look like slices only where no side of a voxel is more than "
+            f"{MOST_ANISOTROPIC:g} times another. Received: {z:g} × {y:g} × {x:g} nm in "
+            f"{image.name}. Leave it at --axes z"
+        )
+    return AXES[axes]
 
 
 def _check_fit(unet: UNet, image: Volume) -> list[str]:
@@ -502,6 +539,8 @@ class _Choices:
     ----------
     block_yx : (y, x), or None
         Extent of its blocks, in voxels; None also where all of them are done.
+    depth : int, or None
+        The same along z.
     prediction : mapping
         What :func:`_probe` found.
     quantised : Quantised, or None
@@ -509,6 +548,7 @@ class _Choices:
     """
 
     block_yx: tuple[int, int] | None = None
+    depth: int | None = None
     prediction: Mapping[str, Any] = field(default_factory=dict)
     quantised: Quantised | None = None
 
@@ -532,12 +572,13 @@ def _begun_with(main: Volume) -> _Choices:
                 f"{redact(main.url)}/{_quantised_key(main)}. Start over with --overwrite"
             )
         quantised = _quantised_at(main, data)
-    return _Choices((int(kept["y"]), int(kept["x"])), kept["prediction"], quantised)
+    extents = (int(kept["y"]), int(kept["x"]))
+    return _Choices(extents, int(kept["z"]), kept["prediction"], quantised)
 
 
 def _remember_choices(main: Volume, plan: Plan, prediction: Mapping[str, Any]) -> None:
-    _, y, x = plan.grid.block_shape
-    write_json(main.url, _choices_key(main), {"y": y, "x": x, "prediction": dict(prediction)})
+    extents = dict(zip("zyx", plan.grid.block_shape, strict=True))
+    write_json(main.url, _choices_key(main), {**extents, "prediction": dict(prediction)})
 
 
 def _quantised_key(main: Volume) -> str:
@@ -758,16 +799,20 @@ def _segment_block(job: _Job, block: Block) -> Record:
     arrays = [np.zeros(block.write.shape, np.uint8) for _ in job.outputs]
     record: Record = {}
     if wanted is None or wanted.any():
-        window = read_window(job.image.shape, kept, job.architecture)
-        images = read_box(job.image.url, job.image.levels[0], window)  # (Z, Y, X)
-        settings = _usable(job.network)
-        found = load_network(settings).classify(
-            images, job.batch_size, probabilities=len(arrays) > 1
-        )
+        window = read_window(job.image.shape, kept, job.architecture, job.axes)
+        image = read_box(job.image.url, job.image.levels[0], window)  # (Z, Y, X)
         inner = kept.within(window)
-        planes = [found.classes, *(() if found.probabilities is None else found.probabilities)]
-        for array, plane in zip(arrays, planes, strict=True):
-            part = plane[inner]
+        settings = _usable(job.network)
+        network = load_network(settings)
+        options: dict[str, Any] = {"probabilities": len(arrays) > 1}
+        if job.axes == ALONG_Z:
+            found = network.classify(image, job.batch_size, **options)
+        else:
+            found = network.classify_across(image, inner, job.axes, job.batch_size, **options)
+            inner = (slice(None),) * 3
+        parts = [found.classes, *(() if found.probabilities is None else found.probabilities)]
+        for array, whole in zip(arrays, parts, strict=True):
+            part = whole[inner]
             array[kept.within(block.write)] = part if wanted is None else part * wanted
         if found.batch_size < job.batch_size:
             record["batch_size"] = found.batch_size

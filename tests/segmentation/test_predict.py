@@ -145,6 +145,7 @@ def test_provenance_names_network_image_and_options(sample, model):
         "name": "classes",
         "probabilities": False,
         "n_views": 1,
+        "axes": "z",
         "precision": "float32",
         "region": "1:4,0:61,0:83",
         "block_yx": None,
@@ -200,6 +201,95 @@ def test_only_where_the_mask_is(sample, model, whole, block_yx, monkeypatch):
     assert not found[~wanted].any()
     # Three layers of one slice; of 16 × 24, one row and three columns of blocks touch it.
     assert len(seen) == (3 if block_yx is None else 3 * 3)
+
+
+# ---------------------------------------------------------------------------------------------
+# Planes across all axes
+
+
+def mean_of_planes(path: Path, image: np.ndarray) -> np.ndarray:
+    """Average what Keras alone says of the planes across z, y and x: (Z, Y, X, C)."""
+    parts = [whole_slices(path, np.moveaxis(image, axis, 0)) for axis in range(3)]
+    return np.mean([np.moveaxis(part, 0, axis) for axis, part in enumerate(parts)], axis=0)
+
+
+CUBE = texture((37, 45, 52), 3)
+CUBIC = {"voxel_size_nm": (10, 10, 10)}
+
+
+def test_planes_across_all_axes_are_averaged_on_every_client(tmp_path, model, client):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    options = {"axes": "zyx", "block_yx": (32, 32), "client": client, "workers": 2}
+    result = segment(sample, model, probabilities=True, **options)
+    expected = mean_of_planes(model, CUBE)
+    assert_segmented(result.read(), expected)
+    first = open_volume(sample.url, labels="classes_p_mitochondria").read()
+    assert np.abs(first - 255 * expected[..., 1]).max() < 0.5 + 1e-2
+    alone = segment(sample, model, name="alone", client=client, workers=2).read()
+    assert 0.005 < (alone != result.read()).mean() < 0.5
+
+
+@settings(
+    max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 50), st.integers(1, 50)),
+    st.tuples(st.integers(16, 60), st.integers(16, 60)),
+    st.integers(1, 64),
+)
+def test_blocks_change_nothing_across_all_axes(
+    tmp_path_factory, model, shape, block_yx, batch_size
+):
+    image = texture(shape)
+    folder = tmp_path_factory.mktemp("samples")
+    sample = write_image(folder / "s.zarr", image, **CUBIC)
+    options = {"block_yx": block_yx, "batch_size": batch_size, "axes": "zyx"}
+    assert_segmented(segment(sample, model, **options).read(), mean_of_planes(model, image))
+
+
+def test_regions_and_views_across_all_axes(tmp_path, model):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    region = Box((3, 10, 0), (30, 41, 33))
+    result = segment(sample, model, axes="zyx", roi=region, block_yx=(24, 24)).read()
+    assert_segmented(result[region.slices], mean_of_planes(model, CUBE)[region.slices])
+    result[region.slices] = 0
+    assert not result.any()
+    views = segment(sample, model, name="views", axes="zyx", tta=True)
+    assert views.attributes["provenance"]["options"]["n_views"] == 8
+
+
+def test_an_interrupted_run_across_all_axes_goes_on(tmp_path, model, monkeypatch):
+    samples = [write_image(tmp_path / name / "s.zarr", CUBE, **CUBIC) for name in "ab"]
+    options = {"axes": "zyx", "block_yx": (32, 32)}
+    segment(samples[0], model, **options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=1)
+        with pytest.raises(KeyboardInterrupt):
+            segment(samples[1], model, **options)
+    # A machine of another size would take other blocks, along z as well.
+    plan = segment(samples[1], model, dry_run=True, **options)[0]
+    monkeypatch.setattr(predict, "connect", lambda *args, **more: SmallMachine(plan.task_bytes - 1))
+    assert segment(samples[1], model, dry_run=True, **options)[0].grid == plan.grid
+    other = segment(samples[1], model, dry_run=True, overwrite=True, **options)[0]
+    assert other.grid.block_shape[0] < plan.grid.block_shape[0]
+    monkeypatch.undo()
+    segment(samples[1], model, **options)
+    assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
+
+
+def test_memory_that_runs_out_across_all_axes(tmp_path, model, monkeypatch):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    average = Network._average
+
+    def small(self: Network, batch: np.ndarray) -> Any:
+        if len(batch) > 3:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return average(self, batch)
+
+    monkeypatch.setattr(Network, "_average", small)
+    with pytest.warns(UserWarning, match=r"memory of a device ran out.*--batch-size"):
+        result = segment(sample, model, axes="zyx")
+    assert_segmented(result.read(), mean_of_planes(model, CUBE))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,6 +476,8 @@ def test_a_damaged_file_ends_it_before_anything_is_written(sample, model, tmp_pa
         ({"z_range": (3, 7)}, r"6.*3:7"),
         ({"roi": "0:2,:,:", "z_range": (3, 4)}, r"3:4.*0:2"),
         ({"mask": "cell"}, r"cell"),
+        ({"axes": "xy"}, r"z or zyx.*'xy'"),
+        ({"axes": "zyx"}, r"1\.25.*40 × 10 × 10 nm"),
         ({"name": "no good"}, r"'no good'"),
         ({"client": "cluster"}, r"'cluster'"),
         ({"gpu": True}, r"GPU"),
