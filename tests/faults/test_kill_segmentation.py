@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from scipy import ndimage
 
 import cvdask
 from cvdask.volume.colors import UNANNOTATED
-from tests.faults.test_kill import identity
+from tests.faults.test_kill import Cluster, identity, n_files, wait_for_files
 from tests.samples import write_sample
 from tests.trees import tree_digest
 
@@ -177,6 +178,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     )
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
 MOMENTS = [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 25)]]
 
 
@@ -260,6 +267,24 @@ def test_a_segmentation_is_killed_at_any_operation(
     completed(cell, *command)
     assert tree_digest(cell) == undisturbed.tree
     assert {path: identity(path) for path in shards} == shards
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_worker_is_killed_while_it_segments(
+    tmp_path: Path, stack: ExitStack, undisturbed: Undisturbed, seed: int
+) -> None:
+    cell = tmp_path / "cell.zarr"
+    write_cell(cell)
+    cluster = Cluster(tmp_path, stack)
+    command = [*segmenting(cell, undisturbed.model)[:-1], cluster.address]
+    process = start(cell, 0, *command)
+    begun = n_files(cell)
+    wait_for_files(process, cell, begun + random.Random(seed).randint(5, 40))
+    cluster.workers[0].kill()
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert tree_digest(cell) == undisturbed.tree
 
 
 def done_shards(cell: Path) -> list[Path]:
