@@ -20,6 +20,7 @@ BENCHMARKS = (
     "precision",
     "segment",
     "segment_peers",
+    "imbalance",
     "segment_gpu",
     "density",
     "mesh",
