@@ -12,8 +12,17 @@ SMALL = "--size-um 1 2 2 --voxel-nm 40"
 VOLUME_COMMANDS = ("phantom", "ingest", "info", "pyramid", "verify", "export")
 SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
-SYNTHESIS_COMMANDS = ("order",)
-COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS, *FIELD_COMMANDS, *SYNTHESIS_COMMANDS)
+SYNTHESIS_COMMANDS = ("train-gan",)
+ENSEMBLE_COMMANDS = ("generate", "distance")
+ORDERING_COMMANDS = ("order",)
+COMMANDS = (
+    *VOLUME_COMMANDS,
+    *SEGMENTATION_COMMANDS,
+    *FIELD_COMMANDS,
+    *SYNTHESIS_COMMANDS,
+    *ENSEMBLE_COMMANDS,
+    *ORDERING_COMMANDS,
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Call = Callable[..., tuple[int, str, str]]
