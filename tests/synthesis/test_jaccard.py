@@ -41,7 +41,7 @@ def drawn(n: int, shape: tuple[int, int], n_classes: int, seed: int = 0) -> np.n
 
 
 def test_bits_by_hand():
-    packed = pack(np.array([[[1, 2], [3, 0]], [[0, 0], [0, 2]]], "uint8"), 3)
+    packed = pack(np.array([[[1, 2], [3, 0]], [[0, 0], [0, 2]]], "uint8"), 2, 3)
     assert packed.words.shape == packed_shape(2, 4, 2) == (1, 2, 2, 8)
     assert packed.words[0, :, :, 0].tolist() == [[0b101, 0b110], [0, 0b1000]]
     assert not packed.words[0, :, :, 1:].any()
@@ -89,19 +89,22 @@ def test_all_sizes_of_blocks_give_the_same(monkeypatch):
 def test_planes_without_a_bit_are_passed_over():
     a, b = drawn(2, (5, 30, 9), 2)
     # Classes 16 and 32 of 254 that there might be: two of eight planes.
-    wide = [count_common(pack(x, 254), pack(y, 254)) for x, y in [(16 * a, 16 * b), (0 * a, b)]]
+    wide = [
+        count_common(pack(x, len(x), 254), pack(y, len(y), 254))
+        for x, y in [(16 * a, 16 * b), (0 * a, b)]
+    ]
     a, b = a.astype(np.uint8), b.astype(np.uint8)
-    np.testing.assert_array_equal(wide[0], count_common(pack(a, 2), pack(b, 2)))
+    np.testing.assert_array_equal(wide[0], count_common(pack(a, len(a), 2), pack(b, len(b), 2)))
     assert not wide[1].any()
 
 
 def test_two_stacks_of_different_sizes():
     a, b = drawn(5, (6, 70), 3).astype(np.uint8), drawn(2, (6, 70), 3, 1).astype(np.uint8)
-    common = count_common(pack(a, 3), pack(b, 3))
+    common = count_common(pack(a, len(a), 3), pack(b, len(b), 3))
     expected = [[np.sum((x == y) & (x > 0)) for y in b] for x in a]
     assert common.tolist() == expected
-    packed = pack(a, 3).select(slice(2, 5))
-    assert count_common(packed, pack(b, 3)).tolist() == expected[2:]
+    packed = pack(a, len(a), 3).select(slice(2, 5))
+    assert count_common(packed, pack(b, len(b), 3)).tolist() == expected[2:]
 
 
 def test_empty_and_equal_slices():
