@@ -24,6 +24,7 @@ BENCHMARKS = (
     "segment_gpu",
     "density",
     "mesh",
+    "order",
     "slices",
     "generate",
 )

@@ -16,7 +16,7 @@ OBJECT_COMMANDS = ("label", "measure")
 MESH_COMMANDS = ("mesh",)
 SYNTHESIS_COMMANDS = ("train-gan",)
 ENSEMBLE_COMMANDS = ("generate", "distance")
-ORDER_COMMANDS = ("order",)
+ORDERING_COMMANDS = ("order",)
 COMPARISON_COMMANDS = ("compare", "report", "view")
 COMMANDS = (
     *VOLUME_COMMANDS,
@@ -26,7 +26,7 @@ COMMANDS = (
     *MESH_COMMANDS,
     *SYNTHESIS_COMMANDS,
     *ENSEMBLE_COMMANDS,
-    *ORDER_COMMANDS,
+    *ORDERING_COMMANDS,
     *COMPARISON_COMMANDS,
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
