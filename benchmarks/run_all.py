@@ -27,6 +27,8 @@ BENCHMARKS = (
     "order",
     "slices",
     "generate",
+    "false_positives",
+    "compare",
 )
 
 HEAD = """# Benchmarks
