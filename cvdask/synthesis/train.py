@@ -69,6 +69,9 @@ GAMMA_PAPER = 10.0
 # Learning rate of preset ``paper`` by the resolution that is learned.
 RATES_PAPER = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
 RATE_PAPER = 0.001
+# Images over which augmentation may go from nothing to all, and as a share of a short training.
+AUGMENT_PACE = 500_000
+AUGMENT_SHARE = 1 / 3
 # Places differ by at most this many slices within a sample of a volume.
 LARGEST_SPAN = 32
 
@@ -365,6 +368,7 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
     batch_size = chosen("batch_size", min(32, max(4, 32 * 256 // resolution)))
     precision = options.mixed_precision
     half = precision == "mixed_bfloat16" or (precision == "auto" and gpu)
+    kimg = chosen("kimg", 5000 if gpu else 300)
     recipe = Recipe(
         loss=options.loss,
         learning_rate=chosen(
@@ -375,9 +379,9 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         path_every=chosen("path_every", 0 if paper else 4),
         mixing=options.mixing,
         augment=options.augment,
+        augment_pace=min(AUGMENT_PACE, AUGMENT_SHARE * 1000 * kimg),
         dtype="bfloat16" if half else "float32",
     )
-    kimg = chosen("kimg", 5000 if gpu else 300)
     report_kimg = chosen("report_kimg", 50 if gpu else 10)
     return GanPlan(
         architecture=architecture,

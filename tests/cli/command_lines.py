@@ -12,7 +12,8 @@ SMALL = "--size-um 1 2 2 --voxel-nm 40"
 VOLUME_COMMANDS = ("phantom", "ingest", "info", "pyramid", "verify", "export")
 SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
-COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS, *FIELD_COMMANDS)
+SYNTHESIS_COMMANDS = ("train-gan",)
+COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS, *FIELD_COMMANDS, *SYNTHESIS_COMMANDS)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Call = Callable[..., tuple[int, str, str]]
