@@ -22,6 +22,8 @@ BENCHMARKS = (
     "segment_peers",
     "segment_gpu",
     "density",
+    "slices",
+    "generate",
     "gan",
 )
 

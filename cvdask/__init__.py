@@ -18,6 +18,10 @@ alone, again, or on another machine, and it meets the next stage on disk only::
                   scores ◀── evaluate ── labels/classes ── density ──────▶ density image
                                                 └───────── descriptors ──▶ table
 
+    gan.keras ── generate ──▶ ensemble, many volumes in one
+                                  │ distance, from real volumes
+                              numbers, each beside that of real slices
+
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
 3. :func:`info` tells what is there; :func:`verify` reads it all back and compares checksums.
@@ -27,8 +31,9 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 6. :func:`density` counts one class for each voxel of another around every place;
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness.
-
-7. :func:`train_gan` learns what the label slices of a cell look like, for new ones to be made.
+7. :func:`train_gan` learns what the label slices of a cell look like; :func:`generate` makes an
+   :class:`Ensemble` of label volumes with what was learned; :func:`distance` tells how far they are
+   from real ones.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -52,8 +57,11 @@ if TYPE_CHECKING:
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.synthesis.distance import distance
+    from cvdask.synthesis.generate import generate
     from cvdask.synthesis.train import train_gan
     from cvdask.volume.boxes import Box
+    from cvdask.volume.ensemble import Ensemble, open_ensemble
     from cvdask.volume.export import export
     from cvdask.volume.info import info
     from cvdask.volume.ingest import ingest
@@ -65,14 +73,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "Ensemble",
     "Volume",
     "density",
     "descriptors",
+    "distance",
     "evaluate",
     "export",
+    "generate",
     "info",
     "ingest",
     "open",
+    "open_ensemble",
     "phantom",
     "pyramid",
     "segment",
@@ -86,11 +98,15 @@ __version__ = version("cvdask")
 
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
+    "Ensemble": ("cvdask.volume.ensemble", "Ensemble"),
     "Volume": ("cvdask.volume.store", "Volume"),
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
+    "distance": ("cvdask.synthesis.distance", "distance"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
+    "generate": ("cvdask.synthesis.generate", "generate"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "open_ensemble": ("cvdask.volume.ensemble", "open_ensemble"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_gan": ("cvdask.synthesis.train", "train_gan"),

@@ -99,6 +99,7 @@ MAY_IMPORT = {
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
     "cvdask.volume.classes": STORE,
+    "cvdask.volume.ensemble": ENGINE,
     "cvdask.networks": (),
     "cvdask.networks.*": (*STORE, "cvdask.networks.*"),
     "cvdask.segmentation*": (*VOLUME, "cvdask.networks.*", "cvdask.segmentation*"),

@@ -5,7 +5,7 @@ What did the user ask for, and what is to be told? Each subcommand does three th
 1. it turns its options into the keywords of the Python function of the same name, which checks
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
-   ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.synthesis``);
+   ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.synthesis``, ``cli.ensembles``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 
@@ -25,7 +25,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import cvdask
-from cvdask.cli import fields, segmentation, synthesis, training, volume
+from cvdask.cli import ensembles, fields, segmentation, synthesis, training, volume
 from cvdask.cli.options import join_numbers
 from cvdask.cli.printing import (
     BAD_INPUT,
@@ -52,6 +52,7 @@ app.add_typer(training.group)
 app.add_typer(segmentation.group)
 app.add_typer(fields.group)
 app.add_typer(synthesis.group)
+app.add_typer(ensembles.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -65,8 +65,6 @@ SLAB = 32
 SCRATCH = ".cvdask/generate"
 # Streams of chance of one seed.
 LATENT, NOISE = 1, 2
-# Places are kept as float32.
-ROUNDING = 1e-6
 # Bytes of a call for each voxel of a slice: features and their successor, at the finest resolution.
 CALL_BYTES = 512
 
@@ -277,8 +275,8 @@ def slice_places(
     ValueError
         When places outside those trained on are asked for.
     """
-    step = 1 / max(1, gan.n_slices - 1)
-    trained = tuple(place / step for place in gan.places)  # in slices
+    steps = gan.n_slices - 1
+    trained = tuple(place * steps for place in gan.places)  # in slices
     first, stop = z_range or (round(trained[0]), round(trained[1]) + 1)
     told = f"The generator was trained on slices {trained[0]:g} to {trained[1]:g}"
     if not first < stop or first < trained[0] - 0.5 or stop - 1 > trained[1] + 0.5:
@@ -295,11 +293,11 @@ def slice_places(
                 f"slices of a volume lie one behind the other, where the generator was trained. "
                 f"{told}; {stop - first} lie in z_range {first}:{stop}. Received: {n} slices"
             )
-        numbers = first + np.arange(n)
+        numbers = np.arange(first, first + n, dtype=np.float64)
     else:
         numbers = np.linspace(first, stop - 1, n)
     # Rounding must not carry a place out of the range.
-    return tuple(float(p) for p in np.clip(numbers * step, *gan.places).astype(np.float32))
+    return tuple(float(p) for p in np.clip(numbers / max(1, steps), *gan.places).astype(np.float32))
 
 
 def _notices(gan: Gan) -> list[str]:

@@ -13,7 +13,14 @@ VOLUME_COMMANDS = ("phantom", "ingest", "info", "pyramid", "verify", "export")
 SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
 SYNTHESIS_COMMANDS = ("train-gan",)
-COMMANDS = (*VOLUME_COMMANDS, *SEGMENTATION_COMMANDS, *FIELD_COMMANDS, *SYNTHESIS_COMMANDS)
+ENSEMBLE_COMMANDS = ("generate", "distance")
+COMMANDS = (
+    *VOLUME_COMMANDS,
+    *SEGMENTATION_COMMANDS,
+    *FIELD_COMMANDS,
+    *SYNTHESIS_COMMANDS,
+    *ENSEMBLE_COMMANDS,
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 Call = Callable[..., tuple[int, str, str]]
