@@ -63,8 +63,10 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 # early on as this share of the training so far (Karras et al. 2020, adaptive augmentation).
 HALF_LIFE = 10_000 / 32
 RAMP_UP = 0.05
-# Weight of R1 by resolution and batch, as in the same paper; and the first StyleGAN's.
+# Weight of R1 by resolution and batch, as in the same paper; and the first StyleGAN's. Small slices
+# need more than the former: their discriminator soon knows a few hundred of them.
 GAMMA = 0.0002
+LEAST_GAMMA = 0.2
 GAMMA_PAPER = 10.0
 # Learning rate of preset ``paper`` by the resolution that is learned.
 RATES_PAPER = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
@@ -117,11 +119,11 @@ class GanOptions:
     learning_rate: float | None = None
     """Of Adam; None is 0.0025, and 0.001 to 0.003 by resolution in preset ``paper``."""
     gamma: float | None = None
-    """Weight of R1; None is 0.0002 · resolution² / batch, and 10 in preset ``paper``."""
+    """Weight of R1; None is 0.0002 · resolution² / batch, at least 0.2, and 10 in ``paper``."""
     penalty_every: int | None = None
     """Steps from R1 to R1; None is 16, and 1 in preset ``paper``."""
     path_every: int | None = None
-    """Steps between two path lengths; 0 for none. None is 4, and 0 in preset ``paper``."""
+    """Steps between two path lengths; 0 for none. None is 4 on a GPU, 16 on a CPU, 0 in ``paper``."""
     mixing: float = 0.9
     """Share of images whose finer layers take the style of another latent."""
     augment: bool = True
@@ -374,9 +376,12 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         learning_rate=chosen(
             "learning_rate", RATES_PAPER.get(resolution, RATE_PAPER) if paper else 0.0025
         ),
-        gamma=chosen("gamma", GAMMA_PAPER if paper else GAMMA * resolution**2 / batch_size),
+        gamma=chosen(
+            "gamma",
+            GAMMA_PAPER if paper else max(LEAST_GAMMA, GAMMA * resolution**2 / batch_size),
+        ),
         penalty_every=chosen("penalty_every", 1 if paper else 16),
-        path_every=chosen("path_every", 0 if paper else 4),
+        path_every=chosen("path_every", 0 if paper else 4 if gpu else 16),
         mixing=options.mixing,
         augment=options.augment,
         augment_pace=min(AUGMENT_PACE, AUGMENT_SHARE * 1000 * kimg),

@@ -17,6 +17,7 @@ from cvdask.synthesis.gan_file import MEAN_STYLE, load
 from cvdask.synthesis.slices import open_slices
 from cvdask.synthesis.train import GanOptions, GanPlan, growth, plan, train, train_gan
 from tests.samples import write_sample
+from tests.synthesis.gans import run_program
 from tests.trees import tree_digest
 
 NAMES = {1: "mitochondria", 4: "z_discs"}
@@ -169,6 +170,25 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, sample, whole, when
         np.testing.assert_array_equal(gan.weights[name], array, err_msg=name)
     ours, theirs = lines(tmp_path / "gan.jsonl"), lines(folder / "gan.jsonl")
     assert without_times(ours) == without_times(theirs)
+
+
+def test_jax_trains_and_goes_on(tmp_path, sample):
+    program = f"""
+        from cvdask.synthesis.train import train_gan
+
+        def stop(record):
+            if record["step"] == 4:
+                raise InterruptedError
+
+        options = {{"out": "gan.keras", "resolution": 16, **{TINY!r}, "penalty_every": 1}}
+        try:
+            train_gan({sample!r}, callback=stop, **options)
+        except InterruptedError:
+            gan = train_gan({sample!r}, **options)
+        assert [record["step"] for record in gan.run["reports"]] == [0, 4, 8]
+        assert "jax" in gan.run["versions"]
+    """
+    run_program(program, tmp_path, "jax")
 
 
 def test_a_damaged_state_costs_one_report(tmp_path, sample, whole):
