@@ -29,6 +29,7 @@ BENCHMARKS = (
     "generate",
     "false_positives",
     "compare",
+    "gan",
 )
 
 HEAD = """# Benchmarks
