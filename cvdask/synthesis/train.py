@@ -123,7 +123,7 @@ class GanOptions:
     penalty_every: int | None = None
     """Steps from R1 to R1; None is 16, and 1 in preset ``paper``."""
     path_every: int | None = None
-    """Steps between two path lengths; 0 for none. None is 4 on a GPU, 16 on a CPU, 0 in ``paper``."""
+    """Steps between path lengths; 0 for none. None: 4 on a GPU, 16 on a CPU, 0 in ``paper``."""
     mixing: float = 0.9
     """Share of images whose finer layers take the style of another latent."""
     augment: bool = True
