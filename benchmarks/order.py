@@ -183,7 +183,7 @@ def row(
     if natural is not None:
         apart = np.diff(natural[order])
         found = "yes" if (apart == 1).all() or (apart == -1).all() else "no"
-    gap = f"{(steps.sum() - bound) / bound:.3%}"
+    gap = f"{max(0.0, (steps.sum() - bound) / bound):.3%}"
     return name, f"{seconds:.1f}", f"{steps.sum():.4f}", gap, f"{steps.max():.4f}", found
 
 
@@ -193,8 +193,8 @@ def shuffled_path(title: str, stack: np.ndarray, cache: Path) -> None:
 
 
 def phantom_stack(n: int, folder: Path) -> np.ndarray:
-    """Return the classes of a synthetic cell, n slices of 128²."""
-    size = (n * 0.01, 2.56, 2.56)
+    """Return the classes of a synthetic cell, n slices of 256²."""
+    size = (n * 0.01, 5.12, 5.12)
     url = str(folder / "cell.zarr")
     cell = cvdask.phantom(url, size_um=size, voxel_nm=(10, 20, 20), client="threads")
     return np.asarray(cell.label("truth").read()[:n])
