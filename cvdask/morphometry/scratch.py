@@ -42,10 +42,9 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         return array.astype(np.uint8)
     low, high = int(array.min()), int(array.max())
-    kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-    # Both bounds together may need more bits than either: −1 and 255 need 16.
-    if low < 0 and np.iinfo(kind).max < high:
-        kind = np.dtype(np.int64)
+    # Both bounds together may need more bits than either: −1 and 255 need 16. NumPy's own answer
+    # for −1 and 2⁴⁰ would be float64.
+    kind = np.min_scalar_type(high) if low >= 0 else np.min_scalar_type(min(low, -high - 1))
     return np.ascontiguousarray(array, kind)
 
 

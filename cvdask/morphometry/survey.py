@@ -20,6 +20,7 @@ hold a few numbers for each block, and of the objects only those that cross bord
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -95,6 +96,9 @@ class Survey:
         Whether shapes are wanted, or only numbers of voxels.
     largest : int
         Largest label of an image of instances, known after the scan.
+    merge : str
+        Names the run that has joined the objects, known after that: what a process keeps in memory
+        of one run is not taken for another's.
     scratch_url, scratch : str
         Where tasks leave their results.
     """
@@ -110,9 +114,10 @@ class Survey:
     image: Level | None
     digest: str
     full: bool
-    largest: int
     scratch_url: str
     scratch: str
+    largest: int = 0
+    merge: str = ""
 
     @property
     def grid(self) -> Grid:
@@ -146,10 +151,11 @@ class Survey:
     def part(self, keys: np.ndarray) -> np.ndarray:
         """Return the part of each key: (N,) int64."""
         if self.connectivity is None:
-            width = self.largest // self.n_parts + 1
+            width = -(-self.largest // self.n_parts)
         else:
             width = -(-math.prod(self.level.shape) // self.n_parts)
-        return np.asarray(keys // width)
+        # Labels go up to the last of the range, which would otherwise begin a part of its own.
+        return np.minimum(keys // max(width, 1), self.n_parts - 1)
 
     def key(self, stage: str, *numbers: int) -> str:
         """Return where a task leaves its result."""
@@ -236,7 +242,6 @@ def describe_survey(
         image=image,
         digest=volume_digest(labels),
         full=full,
-        largest=0,
         scratch_url=scratch[0],
         scratch=scratch[1],
     )
@@ -313,11 +318,14 @@ def carry_out(survey: Survey, pool: Pool, total: Total) -> Survey:
         records = survey.ledger("scan").records()
         survey = replace(survey, largest=max((r["largest"] for r in records), default=0))
     run(partial(seam_block, survey), seam, ledger=survey.ledger("seam"), client=pool)
-    if read_json(survey.scratch_url, f"{survey.scratch}/merged.json") is None:
+    done = read_json(survey.scratch_url, f"{survey.scratch}/merged.json")
+    if done is None:
         merged = reduce(partial(_edges_of, survey), contract, seam, client=pool)[0]
         assert merged is not None  # there is at least one block
         _write_merged(survey, merged)
-        write_json(survey.scratch_url, f"{survey.scratch}/merged.json", {"state": "complete"})
+        done = {"merge": uuid.uuid4().hex}
+        write_json(survey.scratch_url, f"{survey.scratch}/merged.json", done)
+    survey = replace(survey, merge=done["merge"])
     run(partial(gather_block, survey), gather, ledger=survey.ledger("gather"), client=pool)
     run(partial(total, survey), parts, ledger=survey.ledger("total"), client=pool)
     return survey
