@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 # Directions of objects are added up as whole numbers of this fraction.
 FIBRE_SCALE = 2**20
+# What lies beside a table: the same as text, and a picture of the distributions.
+BESIDE = (".csv", ".png")
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,10 @@ def measure(
             # What says that a run was begun goes first, then what it has left.
             delete_object(parent, f"{scratch}/begun.json")
             delete_tree(parent, scratch)
+            if existing is not None and existing.get("provenance"):
+                # They tell of objects that are no longer in the table.
+                for ending in BESIDE:
+                    delete_object(parent, _beside(name, ending))
             delete_table(parent, name)
             write_json(parent, f"{scratch}/begun.json", {"provenance": begun})
         survey = carry_out(survey, pool, partial(total_part, job))
@@ -522,16 +528,16 @@ def _no_object(survey: Survey, job: _Job, numbers: Numbering) -> str:
 
 
 def _write_beside(table: Table, *, csv: bool, chart: bool, again: bool) -> None:
-    """Write text and picture, unless they are there; ``again`` where they may be of another table.
-
-    What is not asked for is deleted then: it would tell of objects that are no longer in the table.
-    """
-    for wanted, ending, write in ((csv, ".csv", write_csv), (chart, ".png", draw_distributions)):
-        file = table.name.removesuffix(".parquet") + ending
+    """Write text and picture, unless they are there; ``again`` also then."""
+    writers = zip(BESIDE, (csv, chart), (write_csv, draw_distributions), strict=True)
+    for ending, wanted, write in writers:
+        file = _beside(table.name, ending)
         if wanted and (again or not object_exists(table.parent, file)):
             write(table, file)
-        elif again:
-            delete_object(table.parent, file)
+
+
+def _beside(name: str, ending: str) -> str:
+    return name.removesuffix(".parquet") + ending
 
 
 def write_csv(table: Table, name: str) -> None:
