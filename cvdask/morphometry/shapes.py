@@ -13,6 +13,9 @@ sparseness            V / (4/3 π R1 R2 R3): infinite where it is one voxel thic
 Euler number          objects − tunnels + cavities
 ===================== =========================================================================
 
+Where both radii are 0 there is no quotient, but NaN: the flatness of a row of voxels, and both of a
+single voxel.
+
 Columns that end in ``_suite`` are what the 3D ImageJ Suite computes: S of exposed faces. Those that
 end in ``_corrected`` take its corrected area, 0.894 n1 + 1.3409 n2 + 1.5879 n3 + 2 n4 + 8/3 n5 +
 10/3 n6, over voxels by exposed faces (1; 2; 3 without an opposite pair; 3 with one; 4; 5 — a voxel
@@ -279,8 +282,8 @@ def _column_notes() -> dict[str, str]:
         "sa_v_per_um": "surface_um2 / volume_um3",
         "compactness": "36 π V² / S³ with surface_um2",
         "sphericity": "cube root of compactness",
-        "elongation": "radius_1 / radius_2",
-        "flatness": "radius_2 / radius_3; infinite for objects one voxel thick",
+        "elongation": "radius_1 / radius_2; infinite for rows of voxels, NaN for one voxel",
+        "flatness": "radius_2 / radius_3; infinite for objects one voxel thick, NaN for rows",
         "sparseness": "V / (4/3 π R1 R2 R3); infinite for objects one voxel thick",
         "euler_number": "objects − tunnels + cavities",
         "equivalent_diameter_um": "diameter of the ball of that volume",

@@ -230,6 +230,12 @@ def describe_survey(
     shape = tuple(int(extent) for extent in chosen)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a block has three extents of at least 1 voxel. Received: {shape}")
+    extents = [min(pair) for pair in zip(shape, labels.shape, strict=True)]
+    if math.prod(extents) * max(extents) ** 2 >= 2**62:
+        raise ValueError(
+            f"voxels times the square of the longest extent of a block stay below 2⁶², or its "
+            f"moments would overflow. Received: a block of {tuple(extents)}"
+        )
     return Survey(
         url=labels.url,
         level=labels.levels[0],
