@@ -96,9 +96,7 @@ def exposed_faces_of(mask: np.ndarray) -> list[np.ndarray]:
     """Tell which faces of an object's voxels are exposed, lower and upper z, y, x."""
     padded = np.pad(mask, 1)
     inner = (slice(1, -1),) * 3
-    return [
-        mask & ~np.roll(padded, -step, axis)[inner] for axis in range(3) for step in (-1, 1)
-    ]
+    return [mask & ~np.roll(padded, -step, axis)[inner] for axis in range(3) for step in (-1, 1)]
 
 
 def exposures_of(mask: np.ndarray) -> np.ndarray:

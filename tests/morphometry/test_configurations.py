@@ -41,7 +41,9 @@ def test_mirror_images_are_of_one_kind():
     assert np.array_equal(np.unique(KIND_OF_CELL[1:255]), np.arange(44))
     for code in range(1, 255):
         cell = np.array([code >> bit & 1 for bit in range(8)]).reshape(2, 2, 2)
-        for axes in itertools.chain.from_iterable(itertools.combinations(range(3), k) for k in (1, 2, 3)):
+        for axes in itertools.chain.from_iterable(
+            itertools.combinations(range(3), k) for k in (1, 2, 3)
+        ):
             mirrored = (np.flip(cell, axes).ravel() << np.arange(8)).sum()
             assert KIND_OF_CELL[mirrored] == KIND_OF_CELL[code]
     # One voxel along the diagonal of a face, and of the same face turned, are two kinds.

@@ -64,7 +64,8 @@ def test_rows_add_up_in_any_order(data):
     reach = data.draw(st.sampled_from([10, 10**4, 10**6]))
     for key in range(n_objects):
         pieces = [
-            generator.integers(0, 9, (generator.integers(1, 6), 3)) + generator.integers(0, reach, 3)
+            generator.integers(0, 9, (generator.integers(1, 6), 3))
+            + generator.integers(0, reach, 3)
             for _ in range(generator.integers(1, 5))
         ]
         own = np.array([row_of(piece, key, layout) for piece in pieces])

@@ -17,7 +17,9 @@ NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300)
 
 
 @given(
-    arrays.arrays(np.int64, arrays.array_shapes(min_dims=1, max_dims=3, min_side=0), elements=NUMBERS)
+    arrays.arrays(
+        np.int64, arrays.array_shapes(min_dims=1, max_dims=3, min_side=0), elements=NUMBERS
+    )
 )
 def test_any_integers(array):
     found = unpack(pack({"a": array, "b": np.arange(3, dtype=np.uint8)}))
