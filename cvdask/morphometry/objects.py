@@ -27,11 +27,11 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import standing
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.errors import DamagedData
 from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.distributions import draw_distributions
 from cvdask.morphometry.partials import GREY_DIGIT, KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
+from cvdask.morphometry.scratch import read_checked, write_checked
 from cvdask.morphometry.shapes import COLUMN_NOTES, shape_columns
 from cvdask.morphometry.survey import (
     Numbering,
@@ -56,10 +56,7 @@ from cvdask.volume.objects import (
     delete_object,
     delete_tree,
     object_exists,
-    read_object,
-    redact,
     write_json,
-    write_object,
     write_parts,
 )
 from cvdask.volume.store import Level, Volume, open_volume, volume_digest
@@ -449,23 +446,15 @@ def _write_columns(url: str, key: str, columns: Mapping[str, np.ndarray]) -> Non
 
     table = pa.table(dict(columns))
     sink = io.BytesIO()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_object(url, key, sink.getvalue())
+    write_checked(url, key, sink.getvalue())
 
 
 def _read_columns(url: str, key: str) -> pa.Table:
     import pyarrow as pa
 
-    data = read_object(url, key)
-    where = f"{redact(url)}/{key}"
-    if data is None:
-        raise DamagedData(f"{where} is gone: run the same command with --overwrite")
-    try:
-        return pa.ipc.open_file(io.BytesIO(data)).read_all()
-    except pa.ArrowException as error:
-        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
+    return pa.ipc.open_file(io.BytesIO(read_checked(url, key))).read_all()
 
 
 def write_part(job: _Job, survey: Survey, numbers: Numbering, part: Block) -> dict[str, Any]:
