@@ -134,21 +134,3 @@ def test_instances_are_one_by_their_key():
     # The right voxel of the left block has both neighbours of its own along x: 4 faces remain.
     assert seam.rows[:, [KEY, EXPOSED.start + 4]].sum(0).tolist()[1] == 1
     assert set(seam.rows[:, KEY]) == {7}
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), min_size=1),
-    st.integers(1, 5),
-)
-def test_contraction_in_any_tree(pairs, size):
-    edges = np.array(pairs)
-    at_once = contract([edges])
-    parts = [contract([edges[n : n + size]]) for n in range(0, len(edges), size)]
-    np.testing.assert_array_equal(contract(parts), at_once)
-    np.testing.assert_array_equal(contract([at_once]), at_once)
-    sets = {n: {n} for n in range(16)}
-    for one, other in pairs:
-        together = sets[one] | sets[other]
-        sets |= dict.fromkeys(together, together)
-    joined = [[n, min(sets[n])] for n in range(16) if min(sets[n]) != n]
-    assert at_once.tolist() == joined
