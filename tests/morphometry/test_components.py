@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.morphometry.by_hand import (
     spiral,
     write_cell,
 )
+from tests.samples import write_sample
 from tests.strategies import block_shapes
 from tests.trees import tree_digest
 
@@ -170,12 +172,8 @@ def test_many_parts_number_as_one(tmp_path, monkeypatch):
         (26, 3250, "uint32"), (26, 3252, "uint64"),
     ],
 )  # fmt: skip
-def test_wide_labels_where_there_may_be_many_objects(
-    tmp_path, monkeypatch, connectivity, extent, dtype
-):
+def test_wide_labels_where_there_may_be_many_objects(tmp_path, connectivity, extent, dtype):
     image = write_cell(tmp_path, random_classes((2, 2, 2))).label("classes")
-    from dataclasses import replace
-
     large = replace(image, levels=(replace(image.levels[0], shape=(extent,) * 3),))
     output = components_module._describe_output(large, 1, None, connectivity, (256,) * 3)
     assert output.dtype == np.dtype(dtype)
@@ -345,10 +343,10 @@ def test_other_options_are_refused_unless_overwritten(tmp_path):
         labelled(volume, connectivity=6)
     found = labelled(volume, connectivity=6, overwrite=True)
     np.testing.assert_array_equal(found.read(), components(random_classes(), 6))
+    other = write_cell(tmp_path / "b", random_classes())
+    write_sample(other.url, random_classes(), labels="mitochondria")
     with pytest.raises(FileExistsError, match="stage: sample → label"):
-        write_cell(tmp_path / "b", random_classes(), labels="mitochondria")
-        write_cell(tmp_path / "b", random_classes())
-        labelled(open_volume(tmp_path / "b/cell.zarr"))
+        labelled(other)
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
