@@ -33,6 +33,7 @@ from cvdask.engine.blockwise import reduce, run
 from cvdask.engine.cluster import Pool
 from cvdask.engine.ledger import Ledger
 from cvdask.engine.plan import Plan
+from cvdask.errors import DamagedData
 from cvdask.morphometry.block_objects import (
     Examined,
     Runs,
@@ -55,7 +56,7 @@ from cvdask.morphometry.scratch import read_arrays, write_arrays
 from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
-from cvdask.volume.objects import list_objects, read_json, write_json
+from cvdask.volume.objects import list_objects, read_json, redact, write_json
 from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 # Blocks hold about so many voxels: more would pass the memory of small workers where every voxel is
@@ -99,6 +100,8 @@ class Survey:
     merge : str
         Names the run that has joined the objects, known after that: what a process keeps in memory
         of one run is not taken for another's.
+    gathered : tuple of int
+        From how many blocks each part has got rows, known after they were gathered.
     scratch_url, scratch : str
         Where tasks leave their results.
     """
@@ -118,6 +121,7 @@ class Survey:
     scratch: str
     largest: int = 0
     merge: str = ""
+    gathered: tuple[int, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -333,6 +337,10 @@ def carry_out(survey: Survey, pool: Pool, total: Total) -> Survey:
         write_json(survey.scratch_url, f"{survey.scratch}/merged.json", done)
     survey = replace(survey, merge=done["merge"])
     run(partial(gather_block, survey), gather, ledger=survey.ledger("gather"), client=pool)
+    handed = np.zeros(survey.n_parts, np.int64)
+    for record in survey.ledger("gather").records():
+        handed[record["parts"]] += 1
+    survey = replace(survey, gathered=tuple(handed.tolist()))
     run(partial(total, survey), parts, ledger=survey.ledger("total"), client=pool)
     return survey
 
@@ -519,13 +527,14 @@ def gather_block(survey: Survey, block: Block) -> dict[str, Any]:
                 own[:, KEY] = first_of_chain(survey, block, own[:, KEY])
                 rows.append(own)
     if not rows:
-        return {}
+        return {"parts": []}
     everything = np.concatenate(rows)
     parts = survey.part(everything[:, KEY])
-    for part in np.unique(parts):
+    met = np.unique(parts).tolist()
+    for part in met:
         chosen = {"rows": everything[parts == part]}
-        write_arrays(survey.scratch_url, survey.key("gathered", int(part), block.index), chosen)
-    return {}
+        write_arrays(survey.scratch_url, survey.key("gathered", part, block.index), chosen)
+    return {"parts": met}
 
 
 def _decide(survey: Survey, block: Block, found: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -552,9 +561,20 @@ def _decide(survey: Survey, block: Block, found: dict[str, np.ndarray]) -> np.nd
 
 
 def total_rows(survey: Survey, part: int) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the rows of the objects of a part; see ``partials.merge_rows``."""
+    """Add up the rows of the objects of a part; see ``partials.merge_rows``.
+
+    Raises
+    ------
+    DamagedData
+        When rows that a block has handed over are gone, or are not what was written.
+    """
     prefix = survey.key("gathered", part) + "/"
     keys = sorted(list_objects(survey.scratch_url, prefix))
+    if len(keys) != survey.gathered[part]:
+        raise DamagedData(
+            f"{redact(survey.scratch_url)}/{prefix} holds what {len(keys)} blocks have left, of "
+            f"{survey.gathered[part]}: the rest is gone. Run the same command with --overwrite"
+        )
     found = [read_arrays(survey.scratch_url, key)["rows"] for key in keys]
     rows = np.concatenate(found) if found else survey.layout.empty(0)
     return merge_rows(rows, survey.layout)
