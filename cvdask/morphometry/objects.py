@@ -401,7 +401,7 @@ def _grey_columns(rows: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
 
 def _contact_columns(rows: np.ndarray, layout: Layout, job: _Job) -> dict[str, np.ndarray]:
     """Return the area of the faces shared with each class."""
-    faces = rows[:, layout.contacts].reshape(-1, layout.n_contacts, 3)
+    faces = rows[:, layout.contacts].reshape(len(rows), layout.n_contacts, 3)
     z, y, x = job.voxel_size_um
     areas = np.array([y * x, z * x, z * y])
     return {
