@@ -75,8 +75,8 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(finite)) if len(finite) else None
 
 
-def draw_distributions(table: Table, name: str) -> None:
-    """Draw a histogram of each measure, a line for each class, as PNG beside the table."""
+def draw_distributions(table: Table, file: str) -> None:
+    """Draw a histogram of each measure, a line for each class, as a PNG file beside the table."""
     from matplotlib.figure import Figure
 
     found = _measured(table)
@@ -105,4 +105,4 @@ def draw_distributions(table: Table, name: str) -> None:
         axes[0].legend(frameon=False, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    write_object(table.parent, name, picture.getvalue())
+    write_object(table.parent, file, picture.getvalue())

@@ -32,7 +32,7 @@ from cvdask.morphometry.distributions import draw_distributions
 from cvdask.morphometry.partials import GREY_DIGIT, KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
 from cvdask.morphometry.scratch import read_checked, write_checked
-from cvdask.morphometry.shapes import COLUMN_NOTES, shape_columns
+from cvdask.morphometry.shapes import COLUMN_NOTES, CONTACT_NOTE, shape_columns
 from cvdask.morphometry.survey import (
     Numbering,
     Survey,
@@ -158,8 +158,9 @@ def measure(
     Returns
     -------
     Table
-        A row per object, by class and label; see ``shapes`` for the measures. Labels count the
-        objects of a class by their first voxel in z, y, x order, as :func:`label` numbers them.
+        A row per object, in each part by class and label; see ``shapes`` for the measures. Labels
+        count the objects of a class by their first voxel in z, y, x order, as :func:`label` numbers
+        them; instances keep their own.
         Centroids are from the centre of voxel (0, 0, 0), radii those of the ellipsoid with the same
         moments; ``flatness`` and ``sparseness`` are infinite for objects one voxel thick.
         With ``dry_run`` the plans.
@@ -494,7 +495,7 @@ def _numbered(job: _Job, measured: pa.Table, before: Sequence[int]) -> pa.Table:
         columns["angle_to_fibre_deg"] = pa.array(degrees)
     table = pa.table(columns)
     fields = [
-        field.with_metadata({"description": COLUMN_NOTES.get(field.name, "")})
+        field.with_metadata({"description": COLUMN_NOTES.get(field.name, CONTACT_NOTE)})
         for field in table.schema
     ]
     return table.cast(pa.schema(fields, {"cvdask": job.metadata}))
@@ -529,10 +530,10 @@ def _beside(name: str, ending: str) -> str:
     return name.removesuffix(".parquet") + ending
 
 
-def write_csv(table: Table, name: str) -> None:
+def write_csv(table: Table, file: str) -> None:
     """Write a table as text beside itself, part after part."""
     texts = (
         part.to_pandas().to_csv(index=False, header=number == 0).encode()
         for number, part in enumerate(table.batches())
     )
-    write_parts(table.parent, name, texts)
+    write_parts(table.parent, file, texts)

@@ -275,7 +275,9 @@ def _column_notes() -> dict[str, str]:
     crofton = "Crofton's formula, 13 directions, over 2×2×2 configurations (Lehmann, Legland 2012)"
     faces = "area of exposed voxel faces, as the 3D ImageJ Suite takes it"
     notes = {
-        "label": "number of the object in its class, by first voxel in z, y, x order",
+        "label": "number of the object in its class, by first voxel in z, y, x order; of instances, "
+        "their value",
+        "class": "name of the class, or its value; of instances, the label image",
         "n_voxels": "voxels",
         "volume_um3": "voxels times voxel volume",
         "surface_um2": crofton,
@@ -297,6 +299,10 @@ def _column_notes() -> dict[str, str]:
         "compactness_corrected": "36 π n² / A³ with surface_corrected_px",
         "sphericity_corrected": "cube root of compactness_corrected",
         "discrete_compactness": "(n − A/6) / (n − n^⅔) with surface_faces_px",
+        "intensity_mean": "mean grey value of its voxels",
+        "intensity_sd": "standard deviation of the grey values, divided by n",
+        "intensity_min": "lowest grey value",
+        "intensity_max": "highest grey value",
         "angle_to_fibre_deg": "angle of axis 1 to the direction of the fibre, 0 to 90",
     }
     for k in (1, 2, 3):
@@ -310,3 +316,5 @@ def _column_notes() -> dict[str, str]:
 
 
 COLUMN_NOTES = _column_notes()
+# Of the columns contact_<class>_um2.
+CONTACT_NOTE = "area of the voxel faces shared with the class"
