@@ -275,8 +275,7 @@ def _column_notes() -> dict[str, str]:
     crofton = "Crofton's formula, 13 directions, over 2×2×2 configurations (Lehmann, Legland 2012)"
     faces = "area of exposed voxel faces, as the 3D ImageJ Suite takes it"
     notes = {
-        "label": "number of the object in its class, by first voxel in z, y, x order; of instances, "
-        "their value",
+        "label": "number in its class, by first voxel in z, y, x order; of instances, their value",
         "class": "name of the class, or its value; of instances, the label image",
         "n_voxels": "voxels",
         "volume_um3": "voxels times voxel volume",

@@ -111,7 +111,10 @@ def test_every_flipped_byte_of_the_data_is_found(tmp_path):
     write_table(parent, "t.parquet", some_rows())
     good = Path(tmp_path, "t.parquet").read_bytes()
     expected = some_rows()
-    for place in range(4, len(good) // 3):
+    # What describes the pages, at the end of the file, has no checksum in Parquet.
+    described = int.from_bytes(good[-8:-4], "little") + 8
+    assert described < len(good) - 100
+    for place in range(4, len(good) - described):
         Path(tmp_path, "t.parquet").write_bytes(
             good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]
         )
