@@ -1,0 +1,136 @@
+"""Label volumes for the benchmarks of objects: what is measured where there is little, much, or dust.
+
+Spheroids of random place, size and direction, drawn one after another until they fill what is
+wanted; a later one never covers an earlier one, so they touch.
+
+``sparse``
+    One class, 8 % of the voxels, objects of some 50,000 voxels.
+``dense``
+    Four classes, 60 % of the voxels, most objects touching others.
+``fragmented``
+    One class, a speck of 1 to 100 voxels for every 1024 voxels: 10⁶ in 1024³.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+import cvdask
+from cvdask.engine.output import fill
+from cvdask.engine.plan import Plan
+from cvdask.volume.boxes import Block
+from cvdask.volume.store import create, describe, publish
+
+VOXEL_NM = 8.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a phantom is filled.
+
+    Parameters
+    ----------
+    n_classes : int
+    share : float
+        Of the voxels; no more objects are drawn then.
+    voxels_per_object : int
+        At most one object for so many voxels of the volume.
+    radii : tuple of float
+        Least and largest short radius, in voxels; the long one is up to twice as long.
+    """
+
+    n_classes: int
+    share: float
+    voxels_per_object: int
+    radii: tuple[float, float]
+
+
+KINDS = {
+    "sparse": Kind(1, 0.08, 1, (10.0, 25.0)),
+    "dense": Kind(4, 0.60, 1, (8.0, 20.0)),
+    "fragmented": Kind(1, 1.0, 1024, (0.6, 2.2)),
+}
+
+
+@njit(cache=True)
+def draw(
+    data: np.ndarray,
+    n_classes: int,
+    share: float,
+    most: int,
+    least: float,
+    largest: float,
+    seed: int,
+) -> int:
+    """Draw spheroids into zeros; return how many."""
+    np.random.seed(seed)
+    extent_z, extent_y, extent_x = data.shape
+    filled, n = 0, 0
+    while n < most and filled < share * data.size:
+        z, y, x = (
+            np.random.random() * extent_z,
+            np.random.random() * extent_y,
+            np.random.random() * extent_x,
+        )
+        short = least + (largest - least) * np.random.random()
+        long = short * (1 + np.random.random())
+        uz, uy, ux = np.random.normal(), np.random.normal(), np.random.normal()
+        length = math.sqrt(uz * uz + uy * uy + ux * ux)
+        uz, uy, ux = uz / length, uy / length, ux / length
+        kind = 1 + n % n_classes
+        n += 1
+        for k in range(max(0, int(z - long)), min(extent_z, int(z + long) + 2)):
+            for j in range(max(0, int(y - long)), min(extent_y, int(y + long) + 2)):
+                for i in range(max(0, int(x - long)), min(extent_x, int(x + long) + 2)):
+                    dz, dy, dx = k - z, j - y, i - x
+                    along = dz * uz + dy * uy + dx * ux
+                    across = dz * dz + dy * dy + dx * dx - along * along
+                    if along * along / (long * long) + across / (short * short) <= 1:
+                        if data[k, j, i] == 0:
+                            data[k, j, i] = kind
+                            filled += 1
+    return n
+
+
+def phantom(name: str, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Draw one of the phantoms: uint8."""
+    kind = KINDS[name]
+    data = np.zeros(shape, np.uint8)
+    most = data.size // kind.voxels_per_object
+    draw(data, kind.n_classes, kind.share, most, *kind.radii, seed)
+    return data
+
+
+def store(url: str, data: np.ndarray, name: str = "classes", repeats: int = 1) -> cvdask.Volume:
+    """Write voxels as a label image of a sample, ``repeats`` times one behind the other along z."""
+    depth = data.shape[0]
+    shape = (depth * repeats, *data.shape[1:])
+    for labels in (None, name):
+        volume = describe(
+            url,
+            shape=shape,
+            dtype=str(data.dtype) if labels else "uint8",
+            voxel_size_nm=(VOXEL_NM,) * 3,
+            labels=labels,
+            classes={value: f"class {value}" for value in range(1, int(data.max()) + 1)}
+            if labels
+            else None,
+        )
+        level = volume.levels[0]
+
+        def write(block: Block, volume=volume, level=level, labels=labels) -> dict:  # type: ignore[no-untyped-def, type-arg]
+            part = np.zeros(block.write.shape, level.dtype)
+            if labels:
+                for z in range(block.write.start[0], block.write.stop[0]):
+                    plane = data[(z % depth, *block.write.slices[1:])]
+                    part[z - block.write.start[0]] = plane
+            return {"shards": {level.path: volume.write(block.write, part)}}
+
+        create(volume, {"stage": "benchmark"})
+        fill([volume], Plan("phantom", level.shards, url), write)
+        publish(volume)
+    return cvdask.open(url).label(name)
