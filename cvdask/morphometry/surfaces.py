@@ -22,6 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from cvdask.compiled import compiled
+from cvdask.morphometry.runs import list_flags
 
 # Voxels by exposed faces: 1; 2; 3 without an opposite pair; 3 with one; 4; 5; 6.
 N_EXPOSURES = 7
@@ -146,7 +147,7 @@ def count_surfaces(
                 c, d = planes[above, y, part], planes[above, y + 1, part]
                 _compare_cells(a, b, c, d, tops, bottoms, highest, flags)
                 flags[last - first : last - first + 8] = 0
-                for place in range(_list_flags(flags, 0, last - first, listed)):
+                for place in range(list_flags(flags, 0, last - first, listed)):
                     corner_labels(a, b, c, d, listed[place], voxels)
                     high = highest[listed[place]]
                     filled, mask = 255 ^ _corners_of(voxels, 0), _corners_of(voxels, high)
@@ -207,7 +208,7 @@ def count_surfaces(
                 flags[1] = 0
             if not ends[5]:
                 flags[extent_x] = 0
-            for place in range(_list_flags(flags, first, last, listed)):
+            for place in range(list_flags(flags, first, last, listed)):
                 x = listed[place]
                 exposed[row[x] - 1, exposure[flags[x]]] += 1
     planes_of_faces = (label_z, label_y, label_x, exposed_z, exposed_y, exposed_x)
@@ -307,30 +308,6 @@ def _flag_exposed(
             | (own != right[x]) * X_HIGH
         )
         flags[x] = np.uint8(bits) if own != 0 else np.uint8(0)
-
-
-@compiled()
-def _list_flags(flags: np.ndarray, first: int, last: int, listed: np.ndarray) -> int:
-    """List where flags are set, eight at a time and without a branch for each; return how many.
-
-    Parameters
-    ----------
-    flags : (N,) uint8
-        N is a multiple of 8.
-    first, last : int
-        No flag is set outside this range, up to the next multiple of 8 on either side.
-    listed : (N + 8,) int64
-        Written to.
-    """
-    words = flags.view(np.uint64)
-    n = 0
-    for word in range(first // 8, (last + 7) // 8):
-        if words[word] == 0:
-            continue
-        for k in range(8):
-            listed[n] = 8 * word + k
-            n += flags[8 * word + k] != 0
-    return n
 
 
 @compiled()
