@@ -41,6 +41,8 @@ def _exposure_table() -> np.ndarray:
 
 
 EXPOSURE = _exposure_table()
+# The first of a set of corners of a cell.
+LOWEST_CORNER = np.array([max(0, (c & -c).bit_length() - 1) for c in range(256)], np.uint8)
 
 
 @compiled()
@@ -150,12 +152,15 @@ def count_surfaces(
                 for place in range(list_flags(flags, 0, last - first, listed)):
                     corner_labels(a, b, c, d, listed[place], voxels)
                     high = highest[listed[place]]
-                    filled, mask = 255 ^ _corners_of(voxels, 0), _corners_of(voxels, high)
-                    if mask == filled:  # one object, as in most cells
+                    mask = _corners_of(voxels, high)
+                    rest = 255 ^ mask ^ _corners_of(voxels, 0)
+                    if unambiguous or rest == 0:
                         cells[high - 1, kind_of_cell[mask]] += 1
-                        continue
-                    if unambiguous:
-                        _count_each(voxels, filled, kind_of_cell, cells)
+                        while rest:
+                            other = voxels[LOWEST_CORNER[rest]]
+                            mask = _corners_of(voxels, other)
+                            cells[other - 1, kind_of_cell[mask]] += 1
+                            rest &= ~mask
                         continue
                     corners = count_decided(voxels, kind, kind_of_cell, cells)
                     if corners:
@@ -327,18 +332,6 @@ def _corners_of(voxels: np.ndarray, wanted: int) -> int:
     for k in range(8):
         corners |= (voxels[k] == wanted) << k
     return corners
-
-
-@compiled()
-def _count_each(
-    voxels: np.ndarray, todo: int, kind_of_cell: np.ndarray, cells: np.ndarray
-) -> None:
-    """Count a cell for each of the objects at some of its corners."""
-    for k in range(8):
-        if todo >> k & 1:
-            mask = _corners_of(voxels, voxels[k])
-            cells[voxels[k] - 1, kind_of_cell[mask]] += 1
-            todo &= ~mask
 
 
 @compiled()
