@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-import cvdask
 from cvdask.engine.output import fill
 from cvdask.engine.plan import Plan
 from cvdask.volume.boxes import Block
-from cvdask.volume.store import create, describe, publish
+from cvdask.volume.store import Volume, create, describe, publish
 
 VOXEL_NM = 8.0
 
@@ -105,32 +106,39 @@ def phantom(name: str, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray
     return data
 
 
-def store(url: str, data: np.ndarray, name: str = "classes", repeats: int = 1) -> cvdask.Volume:
-    """Write voxels as a label image of a sample, ``repeats`` times one behind the other along z."""
+def store(
+    url: str,
+    data: np.ndarray,
+    *,
+    voxel_size_nm: tuple[float, float, float] = (VOXEL_NM,) * 3,
+    repeats: int = 1,
+) -> None:
+    """Write voxels as the classes of a sample, ``repeats`` times one behind the other along z."""
     depth = data.shape[0]
     shape = (depth * repeats, *data.shape[1:])
-    for labels in (None, name):
+    for labels in (None, "classes"):
         volume = describe(
             url,
             shape=shape,
             dtype=str(data.dtype) if labels else "uint8",
-            voxel_size_nm=(VOXEL_NM,) * 3,
+            voxel_size_nm=voxel_size_nm,
             labels=labels,
             classes={value: f"class {value}" for value in range(1, int(data.max()) + 1)}
             if labels
             else None,
         )
-        level = volume.levels[0]
-
-        def write(block: Block, volume=volume, level=level, labels=labels) -> dict:  # type: ignore[no-untyped-def, type-arg]
-            part = np.zeros(block.write.shape, level.dtype)
-            if labels:
-                for z in range(block.write.start[0], block.write.stop[0]):
-                    plane = data[(z % depth, *block.write.slices[1:])]
-                    part[z - block.write.start[0]] = plane
-            return {"shards": {level.path: volume.write(block.write, part)}}
-
         create(volume, {"stage": "benchmark"})
-        fill([volume], Plan("phantom", level.shards, url), write)
+        source = data if labels else np.zeros((1, 1, 1), np.uint8)
+        plan = Plan("phantom", volume.levels[0].shards, url)
+        fill([volume], plan, partial(_write, volume, source))
         publish(volume)
-    return cvdask.open(url).label(name)
+
+
+def _write(volume: Volume, data: np.ndarray, block: Block) -> dict[str, Any]:
+    """Write a block of an array that repeats itself along z."""
+    level, box = volume.levels[0], block.write
+    part = np.zeros(box.shape, level.dtype)
+    if data.size > 1:
+        for z in range(*box.slices[0].indices(box.stop[0])):
+            part[z - box.start[0]] = data[(z % len(data), *box.slices[1:])]
+    return {"shards": {level.path: volume.write(box, part)}}

@@ -22,6 +22,7 @@ BENCHMARKS = (
     "segment_peers",
     "segment_gpu",
     "density",
+    "measure",
     "mesh",
 )
 
