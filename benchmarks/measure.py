@@ -9,10 +9,10 @@
 2. 1, 4 and 16 times one volume, in blocks of 256³ on two workers: memory, bytes read, time.
 3. Surfaces of bodies of known area, at random places and in random poses.
 
-Each way has a process of its own and a first run that compiles. The processor's time is that of all
-threads of the process: wall time tells what else the machine did. Pictures of distributions are not
-drawn. cellmap-analyze goes into an environment of its own below ``--cache``, made on first use; what
-cannot be installed is left out and the reason told.
+Each way has a process of its own and a first run that compiles. The processor's time is that of
+all threads of the process: wall time tells what else the machine did. Pictures of distributions are
+not drawn. cellmap-analyze goes into an environment of its own below ``--cache``, made on first use;
+what cannot be installed is left out and the reason told.
 """
 
 from __future__ import annotations
@@ -64,22 +64,21 @@ def timed(function: Callable[[], Any]) -> tuple[Figures, Any]:
 
 
 def by_cvdask(folder: Path, client: str) -> Figures:
-    def measured(sample: str) -> Any:
-        out = str(folder / f"{client}.parquet")
-        options = {"client": client, "workers": 2 if client == "threads" else None}
-        return cvdask.measure(sample, out=out, chart=False, overwrite=True, **options)
-
-    measured(str(folder / "small.zarr"))
-    figures, table = timed(lambda: measured(str(folder / "cell.zarr")))
+    out = str(folder / f"{client}.parquet")
+    options = {
+        "out": out, "client": client, "workers": 2 if client == "threads" else None,
+        "chart": False, "overwrite": True,
+    }  # fmt: skip
+    # Several blocks, so that their seams are compiled too.
+    cvdask.measure(str(folder / "small.zarr"), block_shape=(40,) * 3, **options)
+    figures, table = timed(lambda: cvdask.measure(str(folder / "cell.zarr"), **options))
     return {**figures, "objects": sum(len(batch) for batch in table.batches(["label"]))}
 
 
 def by_label(folder: Path, client: str) -> Figures:
-    def labelled(sample: str) -> Any:
-        return cvdask.label(sample, class_=1, name="objects", overwrite=True, client=client)
-
-    labelled(str(folder / "small.zarr"))
-    figures, volume = timed(lambda: labelled(str(folder / "cell.zarr")))
+    options = {"class_": 1, "name": "objects", "overwrite": True, "client": client}
+    cvdask.label(str(folder / "small.zarr"), block_shape=(40,) * 3, **options)
+    figures, volume = timed(lambda: cvdask.label(str(folder / "cell.zarr"), **options))
     return {**figures, "objects": volume.attributes["objects"]}
 
 
@@ -254,13 +253,15 @@ def by_scale(folder: Path, client: str) -> Figures:
     with cvdask_client() as opened:
         options = {"block_shape": (BLOCK,) * 3, "client": opened, "chart": False}
         small = str(folder / "small.zarr")
-        cvdask.measure(small, out=str(folder / "small.parquet"), overwrite=True, **options)
+        warm = {**options, "block_shape": (40,) * 3, "overwrite": True}
+        cvdask.measure(small, out=str(folder / "small.parquet"), **warm)
         before = peak_bytes()
         with watch_summaries() as summaries:
             figures, _ = timed(
-                lambda: cvdask.measure(str(sample), out=str(folder / "flat.parquet"), **options)
+                lambda: cvdask.measure(
+                    str(sample), out=str(folder / f"{client}.parquet"), **options
+                )
             )
-    shutil.rmtree(folder / "flat.parquet")
     level = sample / "labels" / "classes" / "0"
     stored = sum(path.stat().st_size for path in level.rglob("*") if path.is_file())
     (scan,) = (one for one in summaries if one.stage == "scan")

@@ -1,4 +1,4 @@
-"""Label volumes for the benchmarks of objects: what is measured where there is little, much, or dust.
+"""Label volumes for the benchmarks of objects: little tissue, much of it, and dust.
 
 Spheroids of random place, size and direction, drawn one after another until they fill what is
 wanted; a later one never covers an earlier one, so they touch.
@@ -65,21 +65,20 @@ def draw(
     most: int,
     least: float,
     largest: float,
-    seed: int,
+    generator: np.random.Generator,
 ) -> int:
     """Draw spheroids into zeros; return how many."""
-    np.random.seed(seed)
     extent_z, extent_y, extent_x = data.shape
     filled, n = 0, 0
     while n < most and filled < share * data.size:
         z, y, x = (
-            np.random.random() * extent_z,
-            np.random.random() * extent_y,
-            np.random.random() * extent_x,
+            generator.random() * extent_z,
+            generator.random() * extent_y,
+            generator.random() * extent_x,
         )
-        short = least + (largest - least) * np.random.random()
-        long = short * (1 + np.random.random())
-        uz, uy, ux = np.random.normal(), np.random.normal(), np.random.normal()
+        short = least + (largest - least) * generator.random()
+        long = short * (1 + generator.random())
+        uz, uy, ux = generator.normal(), generator.normal(), generator.normal()
         length = math.sqrt(uz * uz + uy * uy + ux * ux)
         uz, uy, ux = uz / length, uy / length, ux / length
         kind = 1 + n % n_classes
@@ -90,10 +89,10 @@ def draw(
                     dz, dy, dx = k - z, j - y, i - x
                     along = dz * uz + dy * uy + dx * ux
                     across = dz * dz + dy * dy + dx * dx - along * along
-                    if along * along / (long * long) + across / (short * short) <= 1:
-                        if data[k, j, i] == 0:
-                            data[k, j, i] = kind
-                            filled += 1
+                    inside = along * along / (long * long) + across / (short * short) <= 1
+                    if inside and data[k, j, i] == 0:
+                        data[k, j, i] = kind
+                        filled += 1
     return n
 
 
@@ -102,7 +101,7 @@ def phantom(name: str, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray
     kind = KINDS[name]
     data = np.zeros(shape, np.uint8)
     most = data.size // kind.voxels_per_object
-    draw(data, kind.n_classes, kind.share, most, *kind.radii, seed)
+    draw(data, kind.n_classes, kind.share, most, *kind.radii, np.random.default_rng(seed))
     return data
 
 
