@@ -23,6 +23,7 @@ BENCHMARKS = (
     "imbalance",
     "segment_gpu",
     "density",
+    "measure",
     "mesh",
     "order",
     "slices",
