@@ -140,7 +140,7 @@ def mesh(
     if isinstance(written, list):
         tell_plans("mesh", written, as_json)
         return
-    from cvdask.morphometry.tables import table_metadata
+    from cvdask.volume.parquet import table_metadata
 
     warnings = list(dict.fromkeys([*notes, *table_metadata(written.schema).get("warnings", [])]))
     if as_json:

@@ -48,8 +48,6 @@ from cvdask.morphometry.pair_counts import (
 from cvdask.morphometry.tables import (
     destination,
     existing_table,
-    read_table,
-    write_table,
 )
 from cvdask.morphometry.thickness import count_thick, halo
 from cvdask.volume.boxes import AXES, Block, Box, Grid
@@ -69,6 +67,7 @@ from cvdask.volume.objects import (
     delete_tree,
     write_json,
 )
+from cvdask.volume.parquet import read_table, write_table
 from cvdask.volume.store import Level, Volume, volume_digest
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from cvdask.errors import BlocksFailed
 from cvdask.morphometry import descriptors as descriptors_module
 from cvdask.morphometry.descriptors import COLUMNS, Ratios, descriptors
 from cvdask.morphometry.directions import DIRECTIONS, direction_weights
-from cvdask.morphometry.tables import table_metadata
 from cvdask.morphometry.thickness import count_thick
 from cvdask.volume import classes as classes_module
+from cvdask.volume.parquet import table_metadata
 from cvdask.volume.pyramid import pyramid
 from cvdask.volume.store import Volume, open_volume
 from tests.samples import write_sample

@@ -100,6 +100,13 @@ def test_ordered_slices_are_preferred(tmp_path):
     assert again.neighbours == before.neighbours
 
 
+def test_labels_of_the_real_ones_where_there_are_none_of_the_usual(tmp_path):
+    real = write(tmp_path / "real.zarr", tissue(0), label="truth")
+    found = distance(real, real=real, labels="truth")
+    assert found.labels == "truth"
+    assert found.distance.frechet == pytest.approx(0, abs=1e-6)
+
+
 def test_a_single_volume_and_its_path_length(tmp_path):
     real = write(tmp_path / "real.zarr", tissue(0))
     gan_file.save(tiny_gan(), tmp_path / "gan.keras")
