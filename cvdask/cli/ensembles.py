@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 group = typer.Typer()
 
 
-@group.command(
-    epilog="Example: cvdask generate --model gan.keras --volumes 25 --slices 96 virtual.zarr"
-)
+@group.command(epilog="Example: cvdask generate --model gan.keras --volumes 25 virtual.zarr")
 def generate(
     out: Annotated[
         str,

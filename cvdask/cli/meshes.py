@@ -43,7 +43,7 @@ group = typer.Typer()
 MOST_ROWS = 20
 
 
-@group.command(epilog="Example: cvdask mesh cell.zarr --labels objects --ids 1,2 --out meshes")
+@group.command(epilog="Example: cvdask mesh cell.zarr --labels mitochondria --ids 1,2 --out meshes")
 def mesh(
     volume: VolumeUrl,
     labels: Annotated[

@@ -30,7 +30,7 @@ def tissue(
 
 def write(url: Path, data: np.ndarray, size: float = 20, label: str = "classes") -> str:
     options = {"voxel_size_nm": (40, size, size), "shard_shape": (32, 64, 64)}
-    if label == "classes":
+    if label != "ordered":  # that is added to a sample
         write_sample(url, np.zeros(data.shape, np.uint8), **options)
     write_sample(url, data, labels=label, classes=NAMES, **options)
     return str(url)
