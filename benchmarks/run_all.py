@@ -23,6 +23,8 @@ BENCHMARKS = (
     "segment_gpu",
     "density",
     "mesh",
+    "slices",
+    "generate",
 )
 
 HEAD = """# Benchmarks

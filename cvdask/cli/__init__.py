@@ -6,7 +6,7 @@ What did the user ask for, and what is to be told? Each subcommand does three th
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
    ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``,
-   ``cli.synthesis``, ``cli.comparison``, ``cli.pipeline``);
+   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.pipeline``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 
@@ -28,9 +28,11 @@ import typer
 import cvdask
 from cvdask.cli import (
     comparison,
+    ensembles,
     fields,
     meshes,
     objects,
+    ordering,
     pipeline,
     segmentation,
     synthesis,
@@ -65,6 +67,8 @@ app.add_typer(fields.group)
 app.add_typer(objects.group)
 app.add_typer(meshes.group)
 app.add_typer(synthesis.group)
+app.add_typer(ensembles.group)
+app.add_typer(ordering.group)
 app.add_typer(comparison.group)
 app.add_typer(pipeline.group)
 

@@ -157,8 +157,7 @@ def reference_of(slices: SliceSet, most: int = ENOUGH_SLICES) -> Reference:
     most : int
         Slices, at most.
     """
-    n = min(most, slices.n_slices)
-    index = np.unique(np.linspace(0, slices.n_slices - 1, n).round().astype(np.int64))
+    index = slices.spread(most)
     return fit_reference(slices.read(index), slices.n_channels, volume=slices.volume[index])
 
 

@@ -67,6 +67,8 @@ SCRATCH = ".cvdask/generate"
 LATENT, NOISE = 1, 2
 # Bytes of a call for each voxel of a slice: features and their successor, at the finest resolution.
 CALL_BYTES = 512
+# Two blocks share a GPU: one is made while the other is written.
+GPU_PER_TASK = 0.5
 
 # A device computes one block at a time; other threads of the process write meanwhile.
 _device = threading.Lock()
@@ -130,9 +132,9 @@ def generate(
         1 is the whole variety of the training; less draws what is made towards its mean, 0 is the
         mean itself.
     z_range : (int, int), optional
-        Places, in slices of the volumes trained on: first, and one past the last; by default all
-        that were trained on. A generator of volumes makes slices one behind the other, from the
-        first; one of independent slices spreads them over the range.
+        Places, counted in slices from the first that was trained on: first, and one past the last;
+        by default all that were trained on. A generator of volumes makes slices one behind the
+        other, from the first; one of independent slices spreads them over the range.
     mix_seed, mix_layer : int, optional
         Styles of coarse layers come from ``seed``, those from ``mix_layer`` on from ``mix_seed``;
         by default the finer half of the layers.
@@ -207,7 +209,8 @@ def generate(
         notices = _notices(gan)
         for notice in notices:
             warnings.warn(notice, stacklevel=2)
-        with connect(client, workers=workers) as pool:
+        with connect(client, workers=workers) as opened:
+            pool = _on_gpus(opened)
             check_plan(plan, pool.slots, pool.worker_bytes)
             begin_ensemble(url, members, provenance, **ways)
             _create_members(job, provenance)
@@ -352,6 +355,16 @@ def plan_generate(job: _Job) -> Plan:
             "continuity": job.continuity,
         },
     )
+
+
+def _on_gpus(pool: Pool) -> Pool:
+    """Narrow a cluster down to its workers with a GPU, where there are any."""
+    if not isinstance(pool, DaskPool):
+        return pool
+    workers = pool.client.scheduler_info(n_workers=-1)["workers"].values()
+    if not any(worker.get("resources", {}).get("GPU") for worker in workers):
+        return pool
+    return DaskPool(pool.client, {"GPU": GPU_PER_TASK})
 
 
 def _threads(pool: Pool) -> int:

@@ -6,8 +6,10 @@
    network has *not* seen, its nearest training slice: that is how near an honest slice comes.
 3. Where no unseen slices are given, each training slice stands in for one, compared with those of
    other volumes and those at least 32 slices away: what an unseen part of the tissue would be like.
-4. Generated slices that lie nearer than the nearest 5 % of unseen ones are suspects. Of honest
-   slices they are one in twenty; more than twice as many, and the test fails.
+4. Generated slices that lie nearer than the nearest 5 % of unseen ones, and nearer than three
+   quarters of the median, are suspects. Of honest slices they are one in twenty at most; more than
+   twice as many, and the test fails. (The second condition is for small stacks, whose slices stand
+   in for few independent ones.)
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.synthesis.slices import vote
+from cvdask.synthesis.majority import vote
 
 COMPARED_RESOLUTION = 64
 # Slices that lie this far apart in a stack count as unseen by each other.
 APART = 32
-NEAREST_SHARE, MOST_SUSPECTS = 0.05, 0.10
+NEAREST_SHARE, OF_MEDIAN, MOST_SUSPECTS = 0.05, 0.75, 0.10
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Memorisation:
     generated, unseen : float
         Median distance to the nearest training slice: share of pixels that differ.
     threshold : float
-        Distance that 5 % of the unseen ones stay below.
+        Distance that makes a suspect: 5 % of the unseen ones stay below it, at most.
     suspects : float
         Share of the generated ones that do.
     n_generated, n_unseen : int
@@ -101,7 +103,7 @@ def memorisation(
         z = np.arange(len(known)) if z is None else np.asarray(z)
         volume = np.zeros(len(known), np.int64) if volume is None else np.asarray(volume)
         honest = _nearest_apart(known, n_channels, z, volume)
-    threshold = float(np.quantile(honest, NEAREST_SHARE))
+    threshold = min(float(np.quantile(honest, NEAREST_SHARE)), OF_MEDIAN * float(np.median(honest)))
     return Memorisation(
         generated=float(np.median(near)),
         unseen=float(np.median(honest)),

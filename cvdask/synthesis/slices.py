@@ -31,38 +31,40 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numba import njit
 
 from cvdask.engine.cluster import machine_limits
-from cvdask.volume.boxes import Box
-from cvdask.volume.classes import (
-    BACKGROUND,
-    absent_values,
-    class_values,
-    named_values,
-    open_classes,
-    read_classes,
+from cvdask.synthesis.majority import ODD, vote
+from cvdask.synthesis.slice_sources import (
+    Crop,
+    Slab,
+    Source,
+    centred,
+    check_options,
+    choose_channels,
+    choose_geometry,
+    cut_tiles,
+    describe_source,
+    divide_stacks,
+    label_images,
+    left_out_notes,
 )
+from cvdask.volume.boxes import Box
+from cvdask.volume.classes import absent_values, named_values, read_classes
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.ensemble import Ensemble
 from cvdask.volume.objects import redact
-from cvdask.volume.store import Level, Volume, open_volume, volume_digest
+from cvdask.volume.store import Volume, volume_digest
 
 # Below this a network may well know every slice by heart.
 FEW_SLICES = 50
-# Slices of a slab, at least: shards of one slice each would be a task each.
-LEAST_SLAB_DEPTH = 16
 # Batches that are made ahead.
 AHEAD = 4
 DEFAULT_CACHE_BYTES = 2**30
 # Streams of chance of one seed: they must not repeat one another.
 ORDER, DRAW = 1, 2
-
-Crop = Literal["centre", "random"]
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,6 @@ class Batch:
     channels: np.ndarray
     place: np.ndarray
     index: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The slices of one label image."""
-
-    labels: Volume
-    z: np.ndarray  # (n,) the usable ones, ascending
-    span: range  # z that were looked at; the first has place 0
-    plane: Box  # (y, x) voxels that are kept
-    left_out: Mapping[str, tuple[int, ...]]
-
-    @property
-    def level(self) -> Level:
-        return self.labels.levels[0]
-
-
-@dataclass(frozen=True)
-class _Slab:
-    """A layer of shards of one source: its slices, and their numbers in the set."""
-
-    source: int
-    z0: int
-    z1: int
-    first: int  # number of its first usable slice
-    n_slices: int
 
 
 @dataclass(frozen=True)
@@ -190,16 +166,16 @@ def open_slices(
     UserWarning
         When slices were left out, or there are fewer than 50.
     """
-    _check_options(resolution, reduction, crop, slices_per_sample, max_span, cache_bytes)
-    images = _label_images(volumes, labels)
-    values, names = _channels(images, classes)
-    side, factor = _geometry(images, resolution, reduction, crop)
+    check_options(resolution, reduction, crop, slices_per_sample, max_span, cache_bytes)
+    images = label_images(volumes, labels)
+    values, names = choose_channels(images, classes)
+    side, factor = choose_geometry(images, resolution, reduction, crop)
     sources = [
-        _source(image, number, side * factor, crop, z_range, exclude, keep_noisy)
+        describe_source(image, number, side * factor, crop, z_range, exclude, keep_noisy)
         for number, image in enumerate(images)
     ]
     n_slices = sum(len(source.z) for source in sources)
-    notes = [note for source in sources for note in _left_out_notes(source)]
+    notes = [note for source in sources for note in left_out_notes(source)]
     if n_slices == 0:
         raise ValueError(
             f"no slice is left of {', '.join(redact(image.url) for image in images)}: "
@@ -256,7 +232,7 @@ class SliceSet:
 
     def __init__(
         self,
-        sources: Sequence[_Source],
+        sources: Sequence[Source],
         values: tuple[int, ...],
         names: tuple[str, ...],
         *,
@@ -288,7 +264,7 @@ class SliceSet:
             math.prod(source.plane.shape) if crop == "random" else resolution**2
             for source in sources
         ]
-        self._slabs = _divide(sources, planes, slices_per_sample, max_span, cache_bytes)
+        self._slabs = divide_stacks(sources, planes, slices_per_sample, max_span, cache_bytes)
         self._slab_bytes = [slab.n_slices * planes[slab.source] for slab in self._slabs]
         self._slab_of = np.repeat(
             np.arange(len(self._slabs)), [slab.n_slices for slab in self._slabs]
@@ -303,7 +279,7 @@ class SliceSet:
                 f"a sample takes {slices_per_sample} slices of one volume within {max_span}. The "
                 f"{self.n_slices} slices that are left allow none"
             )
-        table = np.full(256, _ODD, np.uint8)
+        table = np.full(256, ODD, np.uint8)
         known = [value for source in sources for value in named_values(source.labels)]
         table[known or range(UNANNOTATED)] = 0
         table[list(values)] = np.arange(len(values))
@@ -372,6 +348,11 @@ class SliceSet:
         first = np.array([source.span.start for source in self._sources])
         depth = self.z[index] - first[self.volume[index]]
         return (depth * self.place_step).astype(np.float32)
+
+    def spread(self, most: int) -> np.ndarray:
+        """Return numbers of slices that are spread evenly over the set, ``most`` at most."""
+        n = min(most, self.n_slices)
+        return np.unique(np.linspace(0, self.n_slices - 1, n).round().astype(np.int64))
 
     # What is taken
 
@@ -444,13 +425,13 @@ class SliceSet:
         for number in np.unique(self._slab_of[wanted]):
             slab = self._slabs[number]
             source = self._sources[slab.source]
-            square = _centred(source.level, self.resolution * self.reduction)
+            square = centred(source.level, self.resolution * self.reduction)
             held = np.empty((slab.n_slices, self.resolution, self.resolution), np.uint8)
             mine = np.flatnonzero(self._slab_of[wanted] == number)
             used = np.zeros(slab.n_slices, bool)
             used[wanted[mine] - slab.first] = True
             wanted_z = self.z[slab.first + np.flatnonzero(used)]
-            for tile in _tiles(source.level, wanted_z, square, self.reduction):
+            for tile in cut_tiles(source.level, wanted_z, square, self.reduction):
                 self._decode(slab, square, self.reduction, tile, held, used)
             out[mine] = held[wanted[mine] - slab.first]
         return out
@@ -551,12 +532,12 @@ class SliceSet:
             held,
             [
                 pool.submit(self._decode, slab, source.plane, factor, tile, held, used)
-                for tile in _tiles(source.level, z, source.plane, factor)
+                for tile in cut_tiles(source.level, z, source.plane, factor)
             ],
         )
 
     def _decode(
-        self, slab: _Slab, square: Box, factor: int, tile: Box, out: np.ndarray, used: np.ndarray
+        self, slab: Slab, square: Box, factor: int, tile: Box, out: np.ndarray, used: np.ndarray
     ) -> None:
         """Read a tile and write its pixels into the slab's squares."""
         source = self._sources[slab.source]
@@ -575,9 +556,9 @@ class SliceSet:
         if odd >= 0:
             self._refuse(source, tile.start[0] + odd, data[odd])
 
-    def _refuse(self, source: _Source, z: int, data: np.ndarray) -> None:
+    def _refuse(self, source: Source, z: int, data: np.ndarray) -> None:
         where = f"slice {z} of {source.labels.name!r} in {redact(source.labels.url)}"
-        known = np.flatnonzero(self._table != _ODD).tolist()
+        known = np.flatnonzero(self._table != ODD).tolist()
         odd = absent_values(data[~np.isin(data, [*known, UNANNOTATED])], known)
         if odd:
             raise ValueError(f"{where} holds {odd}")
@@ -650,276 +631,3 @@ class _SlabCache:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-# ---------------------------------------------------------------------------------------------
-# Pixels
-
-_ODD = 255
-
-
-@njit(nogil=True, cache=True)
-def vote(
-    data: np.ndarray,
-    rows: np.ndarray,
-    table: np.ndarray,
-    factor: int,
-    out: np.ndarray,
-    places: np.ndarray,
-) -> int:
-    """Make one pixel of each cell: the channel that most of its voxels have.
-
-    Parameters
-    ----------
-    data : (Z, Y, X) uint8
-        Label values; Y and X are multiples of ``factor``.
-    rows : (n,) int
-        Slices that are wanted.
-    table : (256,) uint8
-        Channel of each value; 255 for values that have none.
-    factor : int
-        Voxels of a cell's side.
-    out : (m, Y / factor, X / factor) uint8
-        Written at ``places``. The smallest of channels that are equally frequent.
-    places : (n,) int
-        Where in ``out`` each slice goes.
-
-    Returns
-    -------
-    int
-        The first row that holds a value without channel; -1 if none does.
-    """
-    counts = np.zeros(256, np.int64)
-    for k in range(len(rows)):
-        row = rows[k]
-        for j in range(out.shape[1]):
-            for i in range(out.shape[2]):
-                if factor == 1:
-                    best = table[data[row, j, i]]
-                    if best == 255:
-                        return row
-                    out[places[k], j, i] = best
-                    continue
-                low, high = 255, 0
-                for y in range(j * factor, (j + 1) * factor):
-                    for x in range(i * factor, (i + 1) * factor):
-                        channel = table[data[row, y, x]]
-                        counts[channel] += 1
-                        low, high = min(low, channel), max(high, channel)
-                if high == 255:
-                    return row
-                best = low
-                for channel in range(low, high + 1):
-                    if counts[channel] > counts[best]:
-                        best = channel
-                counts[low : high + 1] = 0
-                out[places[k], j, i] = best
-    return -1
-
-
-# ---------------------------------------------------------------------------------------------
-# Before anything is read
-
-
-def _check_options(
-    resolution: int | None,
-    reduction: int | None,
-    crop: str,
-    slices_per_sample: int,
-    max_span: int,
-    cache_bytes: int,
-) -> None:
-    if resolution is not None and (resolution < 4 or resolution & (resolution - 1)):
-        raise ValueError(f"a resolution is a power of two from 4. Received: {resolution}")
-    if reduction is not None and reduction < 1:
-        raise ValueError(f"a cell has a side of at least 1 voxel. Received: {reduction}")
-    if crop not in ("centre", "random"):
-        raise ValueError(f"slices are cropped at the centre or at random. Received: {crop!r}")
-    if slices_per_sample < 1:
-        raise ValueError(f"a sample has at least 1 slice. Received: {slices_per_sample}")
-    if max_span < slices_per_sample - 1:
-        raise ValueError(
-            f"{slices_per_sample} slices lie at least {slices_per_sample - 1} apart. Received: "
-            f"max_span {max_span}"
-        )
-    if cache_bytes < 1:
-        raise ValueError(f"the cache holds at least one slab. Received: {cache_bytes} bytes")
-
-
-def _label_images(
-    volumes: Volume | str | Ensemble | Sequence[Volume | str], labels: str
-) -> list[Volume]:
-    several = [volumes] if isinstance(volumes, Volume | str) else list(volumes)
-    images = [open_classes(volume, labels) for volume in several]
-    if not images:
-        raise ValueError("at least one volume is needed")
-    first = images[0]
-    assert first.voxel_size_nm is not None
-    for image in images[1:]:
-        assert image.voxel_size_nm is not None
-        if not np.allclose(image.voxel_size_nm, first.voxel_size_nm, rtol=1e-3):
-            raise ValueError(
-                f"volumes must agree in voxel size. Received: {first.voxel_size_nm} nm in "
-                f"{redact(first.url)} and {image.voxel_size_nm} nm in {redact(image.url)}"
-            )
-        if named_values(image) != named_values(first):
-            raise ValueError(
-                f"volumes must agree in classes. Received: {named_values(first)} in "
-                f"{redact(first.url)} and {named_values(image)} in {redact(image.url)}"
-            )
-    return images
-
-
-def _channels(
-    images: Sequence[Volume], classes: str | int | Sequence[str | int] | None
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    names = named_values(images[0])
-    if classes is None:
-        if not names:
-            raise ValueError(
-                f"{images[0].name!r} of {redact(images[0].url)} has no names of classes: give the "
-                f"values that get a channel with classes"
-            )
-        chosen = tuple(names)
-    else:
-        chosen = class_values(images[0], classes)
-    foreground = [value for value in chosen if value != BACKGROUND]
-    if not foreground:
-        raise ValueError(f"at least one class besides background is needed. Received: {classes}")
-    values = (BACKGROUND, *foreground)
-    return values, tuple(
-        names.get(value, f"class {value}" if value else "background") for value in values
-    )
-
-
-def _geometry(
-    images: Sequence[Volume], resolution: int | None, reduction: int | None, crop: str
-) -> tuple[int, int]:
-    """Return pixels of a square's side, and voxels of a pixel's."""
-    smallest = min(images, key=lambda image: min(image.shape[1:]))
-    room = min(smallest.shape[1:])
-    if resolution is None:
-        fitting = room // (reduction or 1)
-        resolution = min(1024, 1 << max(fitting.bit_length() - 1, 2))
-    factor = reduction or (1 if crop == "random" else max(1, room // resolution))
-    if resolution * factor > room:
-        raise ValueError(
-            f"a square of {resolution} pixels of {factor} voxels takes {resolution * factor} "
-            f"voxels. The slices of {redact(smallest.url)} measure {smallest.shape[1]} × "
-            f"{smallest.shape[2]}: choose a smaller resolution"
-        )
-    return resolution, factor
-
-
-def _centred(level: Level, side: int) -> Box:
-    """Return the voxels (y, x) of the centred square."""
-    start = tuple((extent - side) // 2 for extent in level.shape[1:])
-    return Box(start, tuple(a + side for a in start))
-
-
-def _source(
-    image: Volume,
-    number: int,
-    side: int,
-    crop: str,
-    z_range: tuple[int, int] | None,
-    exclude: Sequence[int] | Mapping[int, Sequence[int]],
-    keep_noisy: bool,
-) -> _Source:
-    level = image.levels[0]
-    low, high = z_range if z_range is not None else (0, level.shape[0])
-    if not 0 <= low < high <= level.shape[0]:
-        raise ValueError(
-            f"z_range holds at least one slice of 0 to {level.shape[0] - 1}. Received: "
-            f"{low}:{high} for {redact(image.url)}"
-        )
-    mine = exclude.get(number, ()) if isinstance(exclude, Mapping) else exclude
-    outside = [z for z in mine if not 0 <= z < level.shape[0]]
-    if outside and isinstance(exclude, Mapping):
-        raise ValueError(
-            f"excluded slices lie between 0 and {level.shape[0] - 1}. Received: {outside}"
-        )
-    told = open_volume(image.url).attributes.get("slices", {})
-    annotated = image.attributes.get("slices", {}).get("annotated")
-    reasons = {
-        "missing": told.get("missing", []),
-        "damaged": told.get("damaged", []),
-        "blank": [] if keep_noisy else told.get("blank", []),
-        "unlike their neighbours": [] if keep_noisy else told.get("outliers", []),
-        "not annotated": [] if annotated is None else set(range(low, high)) - set(annotated),
-        "excluded": mine,
-    }
-    left_out: dict[str, tuple[int, ...]] = {}
-    gone: set[int] = set()
-    for why, slices in reasons.items():
-        here = {int(z) for z in slices if low <= int(z) < high} - gone
-        if here:
-            left_out[why] = tuple(sorted(here))
-        gone |= here
-    z = np.array([z for z in range(low, high) if z not in gone], np.int64)
-    plane = Box.whole(level.shape[1:]) if crop == "random" else _centred(level, side)
-    return _Source(image, z, range(low, high), plane, left_out)
-
-
-def _left_out_notes(source: _Source) -> Iterator[str]:
-    for why, slices in source.left_out.items():
-        shown = ", ".join(map(str, slices[:12])) + (" …" if len(slices) > 12 else "")
-        yield f"{redact(source.labels.url)}: {len(slices)} slices are left out, {why}: z = {shown}"
-
-
-def _divide(
-    sources: Sequence[_Source],
-    plane_bytes: Sequence[int],
-    slices_per_sample: int,
-    max_span: int,
-    cache_bytes: int,
-) -> list[_Slab]:
-    """Divide the stacks into slabs of whole layers of shards.
-
-    Deep enough for the samples; shallower, down to one layer of chunks, where the cache would not
-    hold two.
-    """
-    slabs: list[_Slab] = []
-    numbered = 0
-    for number, (source, bytes_of_slice) in enumerate(zip(sources, plane_bytes, strict=True)):
-        shard, chunk = source.level.shard_shape[0], source.level.chunk_shape[0]
-        least = LEAST_SLAB_DEPTH if slices_per_sample == 1 else max(LEAST_SLAB_DEPTH, 2 * max_span)
-        depth = shard * max(1, -(-least // shard))
-        extent = source.level.shape[0]
-        if min(depth, extent) * bytes_of_slice > cache_bytes // 2:
-            affordable = cache_bytes // 2 // bytes_of_slice // chunk * chunk
-            depth = min(depth, affordable)
-            if depth == 0:
-                raise ValueError(
-                    f"the cache must hold two layers of chunks, here {2 * chunk * bytes_of_slice} "
-                    f"bytes. Received: cache_bytes {cache_bytes}"
-                )
-        for z0 in range(
-            int(source.z[0]) // depth * depth if len(source.z) else extent, extent, depth
-        ):
-            n_slices = int(np.count_nonzero((source.z >= z0) & (source.z < z0 + depth)))
-            if n_slices:
-                slabs.append(_Slab(number, z0, min(z0 + depth, extent), numbered, n_slices))
-                numbered += n_slices
-    return slabs
-
-
-def _tiles(level: Level, z: np.ndarray, square: Box, factor: int) -> Iterator[Box]:
-    """Cut the slices ``z`` into boxes that are read at once: about a shard, and whole cells.
-
-    Where a shard ends within a cell the box goes on to the end of the cell.
-    """
-    shard, chunk = level.shard_shape, level.chunk_shape[0]
-    cuts = []
-    for axis in (0, 1):
-        start, stop, step = square.start[axis], square.stop[axis], shard[axis + 1]
-        ends = range(-(-(start + 1) // step) * step, stop, step)
-        whole = {start - (start - end) // factor * factor for end in ends}
-        cuts.append(sorted({start, stop, *whole}))
-    for layer in np.unique(z // shard[0]):
-        inside = z[z // shard[0] == layer]
-        z0 = int(inside[0]) // chunk * chunk
-        z1 = min(-(-(int(inside[-1]) + 1) // chunk) * chunk, level.shape[0])
-        for y0, y1 in pairwise(cuts[0]):
-            for x0, x1 in pairwise(cuts[1]):
-                yield Box((z0, y0, x0), (z1, y1, x1))

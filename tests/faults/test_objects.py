@@ -21,8 +21,12 @@ from zarr.storage import ObjectStore
 from cvdask.engine.ledger import Ledger
 from cvdask.errors import BlocksFailed
 from cvdask.morphometry.mesh import mesh
+from cvdask.synthesis import gan_file
+from cvdask.synthesis.generate import generate
+from cvdask.synthesis.slices import open_slices
 from cvdask.volume import phantom as phantom_module
 from cvdask.volume.boxes import Box
+from cvdask.volume.ensemble import Ensemble, open_ensemble
 from cvdask.volume.info import info
 from cvdask.volume.objects import (
     delete_object,
@@ -38,6 +42,7 @@ from cvdask.volume.phantom import phantom
 from cvdask.volume.store import Volume, open_volume
 from cvdask.volume.verify import Verification, verify
 from tests.samples import random_voxels, write_sample
+from tests.synthesis.test_generate import tiny_gan
 from tests.trees import tree_digest
 
 pytestmark = pytest.mark.faults
@@ -375,3 +380,24 @@ def test_a_busy_server_is_asked_again(
     handler.busy.update({"/cell.zarr/zarr.json": 1, "/cell.zarr/0/c/0/0/0": 2})
     np.testing.assert_array_equal(open_volume(f"{url}/cell.zarr").read(), voxels)
     assert set(handler.busy.values()) == {0}
+
+
+# Ensembles
+
+
+def test_slices_and_ensembles_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    gan_file.save(tiny_gan(), tmp_path / "gan.keras")
+    options: dict[str, Any] = {"volumes": 2, "slices": 50, "batch_size": 8}
+    ensemble = generate(tmp_path / "gan.keras", f"{bucket}/made.zarr", **options)
+    assert isinstance(ensemble, Ensemble)
+    generate(tmp_path / "gan.keras", tmp_path / "made.zarr", **options)
+    assert everything(f"{bucket}/made.zarr") == everything(str(tmp_path / "made.zarr"))
+    here, there = open_slices(open_ensemble(tmp_path / "made.zarr")), open_slices(ensemble)
+    for step in (0, 7):
+        batches = (one.batch(step, 16).channels for one in (here, there))
+        np.testing.assert_array_equal(*batches)
+    overwritten = generate(
+        tmp_path / "gan.keras", ensemble.url, overwrite=True, **{**options, "volumes": 1}
+    )
+    assert isinstance(overwritten, Ensemble)
+    assert not any(key.startswith("0001") for key in list_objects(ensemble.url, ""))

@@ -7,11 +7,13 @@ import warnings
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cvdask.engine.cluster import DaskPool, SerialPool
 from cvdask.engine.plan import Plan
 from cvdask.errors import BlocksFailed
 from cvdask.synthesis import gan_file
@@ -270,6 +272,22 @@ def test_planning_takes_the_memory_of_one_volume(tmp_path, models):
     assert (len(plan.grid), plan.grid.shape) == (3000, (1000, 70, 16, 16))
     assert peak < 2**20
     assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize(("offered", "slots"), [({}, 3), ({"GPU": 1}, 2)])
+def test_workers_with_a_gpu_are_preferred(offered, slots):
+    workers = {
+        "a": {"nthreads": 2, "memory_limit": 2**30, "resources": offered},
+        "b": {"nthreads": 1, "memory_limit": 2**30, "resources": {}},
+    }
+    client: Any = SimpleNamespace(
+        scheduler=SimpleNamespace(address="tcp://host:1"),
+        scheduler_info=lambda n_workers: {"workers": workers},
+        dashboard_link=None,
+    )
+    assert module._on_gpus(DaskPool(client)).slots == slots
+    serial = SerialPool()
+    assert module._on_gpus(serial) is serial
 
 
 def test_grey_values_span_the_range():

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvdask.synthesis import slices as slices_module
-from cvdask.synthesis.slices import Batch, SliceSet, open_slices, vote
+from cvdask.synthesis.majority import vote
+from cvdask.synthesis.slices import Batch, SliceSet, open_slices
 from cvdask.volume.store import Volume, open_volume, update_attributes
 from tests.samples import write_sample
 
