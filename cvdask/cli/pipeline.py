@@ -133,9 +133,7 @@ def init(
         print_json({"command": "init", "ok": True, "config": written})
         return
     quoted = shlex.quote(written)
-    print_lines(
-        [f"written: {written}", f"edit it, then look: cvdask run {quoted} --dry-run"]
-    )
+    print_lines([f"written: {written}", f"edit it, then look: cvdask run {quoted} --dry-run"])
 
 
 def _load_networks(config: str, verbose: bool) -> None:

@@ -249,7 +249,7 @@ class _Reading:
         try:
             check_client(run.get("client"), run.get("workers"))
         except ValueError as error:
-            self.fault(str(error), RUN_TABLE, "workers" if "workers" in str(error) else "client")
+            self.fault(str(error), RUN_TABLE, "workers" if "worker" in str(error) else "client")
 
     # -----------------------------------------------------------------------------------------
     # Samples
@@ -286,9 +286,7 @@ class _Reading:
         (kind,) = kinds
         origin, own = SOURCES[kind]
         known = {**SAMPLE, kind: origin, **own}
-        values = self.keys(
-            table, known, SAMPLE_TABLE, number, f"a [[sample]] with {kind}"
-        )
+        values = self.keys(table, known, SAMPLE_TABLE, number, f"a [[sample]] with {kind}")
         name = values.pop("name", None)
         place = values.pop(kind, None)
         if name is None or not SEGMENT.match(name):
@@ -323,6 +321,10 @@ class _Reading:
                 if name not in names:
                     text = f"no sample is called {name!r}{_nearest(name, names)}"
                     self.fault(text, stage, "samples")
+        label = config.stages.get("label", {})
+        if "name" in label and isinstance(label.get("class_"), list):
+            text = "one label image has one name: leave name out, and each has that of its class"
+            self.fault(text, "label", "name")
         self._needs(config, "segment", "train-unet", "model")
         self._needs(config, "generate", "train-gan", "model")
         for stage in ("order", "distance"):

@@ -192,9 +192,7 @@ def _select(
     there = [stage for stage in STAGES if any(step.stage == stage for step in steps)]
     for stage in (from_, until):
         if stage is not None and stage not in there:
-            raise ValueError(
-                f"stages of {config.path} are {', '.join(there)}. Received: {stage}"
-            )
+            raise ValueError(f"stages of {config.path} are {', '.join(there)}. Received: {stage}")
     first = STAGES.index(from_) if from_ else 0
     last = STAGES.index(until) if until else len(STAGES) - 1
     if first > last:

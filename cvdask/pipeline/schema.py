@@ -123,9 +123,7 @@ CLASSES = Kind(
     "the name or value of a class, or a list of them",
     lambda value: CLASS.accepts(value) or (_all(value, CLASS.accepts) and bool(value)),
 )
-NAMES = Kind(
-    "a text or a list of texts", lambda value: _is_text(value) or (TEXTS.accepts(value))
-)
+NAMES = Kind("a text or a list of texts", lambda value: _is_text(value) or (TEXTS.accepts(value)))
 NAMING = Kind(
     'a list of names for the values 1, 2, 3 …, or names by value: {1 = "nucleus"}',
     _is_naming,

@@ -19,7 +19,13 @@ from cvdask.volume.store import open_volume, volume_digest
 
 
 def keep_scores(
-    volume: str, out: str, options: Mapping[str, Any], *, overwrite: bool, dry_run: bool, **ways: Any
+    volume: str,
+    out: str,
+    options: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    **ways: Any,
 ) -> Plan | None:
     """Score a segmentation and write ``out``, and a bar chart beside it.
 

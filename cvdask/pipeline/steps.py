@@ -80,9 +80,7 @@ class Way:
             except FileExistsError:
                 self.redone = True
                 return function(*given, out=out.url, dry_run=True, **options)
-        return self.call(
-            function, *given, out=out.url, callback=report, dry_run=dry_run, **options
-        )
+        return self.call(function, *given, out=out.url, callback=report, dry_run=dry_run, **options)
 
     def call(self, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """Call a stage, and once more to overwrite where it refuses what it finds."""
