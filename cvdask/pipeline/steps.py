@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cvdask
@@ -167,7 +168,7 @@ def comparison_of(config: Config) -> str:
 
 
 def generated_groups(config: Config) -> dict[str, list[Sample]]:
-    """Return the groups that have generated volumes, with the samples that these are to resemble."""
+    """Return the groups that get generated volumes, with the samples these are to resemble."""
     if "generate" not in config.stages:
         return {}
     learned = config.chosen("train-gan") if "train-gan" in config.stages else config.samples
@@ -233,10 +234,10 @@ def _ingest(config: Config) -> Iterator[Step]:
         files = [Thing("files", sample.origin)] if sample.kind == "source" else []
         if "labels" in sample.options:
             files.append(Thing("files", sample.options["labels"]))
-        yield Step("ingest", sample.name, lambda way, one=sample: _take_in(way, one), files, makes)
+        yield Step("ingest", sample.name, partial(_take_in, sample), files, makes)
 
 
-def _take_in(way: Way, sample: Sample) -> Any:
+def _take_in(sample: Sample, way: Way) -> Any:
     if sample.kind == "phantom":
         return way.blocks(cvdask.phantom, sample.url, kind=sample.origin, **sample.options)
     done = way.blocks(cvdask.ingest, sample.origin, sample.url, **sample.options)
