@@ -156,9 +156,7 @@ def test_a_plan_writes_nothing_and_says_what_waits(tmp_path: Path):
     plan = planned(config)
     assert states(plan) == {
         "ingest": {"to do"},
-        **dict.fromkeys(
-            ("evaluate", "label", "measure", "density", "compare", "report"), {"waits"}
-        ),
+        **{stage: {"waits"} for stage in AFTER_INGEST},
     }
     text = str(plan[0])
     assert [w for w in ("phantom", "1 blocks", "control.zarr", "memory") if w not in text] == []
