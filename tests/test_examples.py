@@ -89,7 +89,7 @@ def test_demo_ends_with_its_main_figures(tmp_path: Path, capsys: pytest.CaptureF
         assert "0 faults" in out
         assert ("complete before" in out) == again
     volume = cvdask.open(tmp_path / "demo/samples/cell.zarr")
-    assert (volume.shape, volume.label_names()) == ((20, 50, 80), ["truth", "mitochondria"])
+    assert (volume.shape, volume.label_names()) == ((20, 50, 80), ["mitochondria", "truth"])
 
 
 @pytest.mark.slow
