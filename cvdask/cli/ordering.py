@@ -1,6 +1,6 @@
-"""Commands about generated volumes.
+"""The command that puts slices in order.
 
-Each turns its options into the keywords of the function of the same name, calls it, and tells what
+It turns its options into the keywords of the function of the same name, calls it, and tells what
 came of it.
 """
 

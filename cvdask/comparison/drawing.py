@@ -172,7 +172,7 @@ def shorten(text: str, most: int = 28) -> str:
     """Cut a long name in its middle.
 
     >>> shorten("a_very_long_name_of_a_sample_indeed", 16)
-    'a_very_l…_indeed'
+    'a_very_lo…indeed'
     """
     if len(text) <= most:
         return text

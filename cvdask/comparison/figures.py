@@ -133,7 +133,7 @@ def _drawings(
     firsts = first_samples(reading.samples)
     yield draw_slices(firsts)
     yield draw_sections(firsts)
-    yield draw_rendering(firsts)
+    yield draw_rendering(firsts, reading.classes)
     yield from draw_effects(rows)
     for name in _classes(found, reading.measures):
         yield draw_shapes(reading, found, name)

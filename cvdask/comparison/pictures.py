@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from cvdask.volume.store import Level, Volume, open_volume, read_box
 # Voxels along the longest side of a slice, of a cross-section and of a rendering.
 SLICE_VOXELS, SECTION_VOXELS, RENDERED_VOXELS = 1024, 768, 160
 # matplotlib sorts and shades every triangle on its own.
-MOST_TRIANGLES, FEWEST_VOXELS = 40_000, 40
+MOST_TRIANGLES, FEWEST_VOXELS = 90_000, 64
 DEPTHS = (0.25, 0.5, 0.75)
 ELEVATION, AZIMUTH = 24.0, -52.0
 
@@ -248,15 +247,15 @@ def _section_box(level: Level, fixed: int, at: int) -> Box:
 # Surfaces
 
 
-def draw_rendering(samples: Sequence[Sample]) -> Drawing:
-    """Draw the surfaces of all classes of each first volume but the one that fills most of it."""
+def draw_rendering(samples: Sequence[Sample], classes: Sequence[str] | None = None) -> Drawing:
+    """Draw the surfaces of classes, or all, of each first volume but one that fills most of it."""
     n_columns = min(3, len(samples))
     n_rows = -(-len(samples) // n_columns)
     figure = Figure(figsize=(3.9 * n_columns, 3.6 * n_rows + 0.5), layout="constrained")
     columns: dict[str, list[Any]] = {name: [] for name in ("group", "volume", "class", "triangles")}
-    with_pyvista = find_spec("pyvista") is not None
+    with_pyvista = _has_pyvista()
     for number, sample in enumerate(samples):
-        meshes, box_um = surfaces(sample)
+        meshes, box_um = surfaces(sample, classes)
         place = (n_rows, n_columns, number + 1)
         if with_pyvista:
             axes = figure.add_subplot(*place)
@@ -285,8 +284,10 @@ def draw_rendering(samples: Sequence[Sample]) -> Drawing:
     )
 
 
-def surfaces(sample: Sample) -> tuple[Meshes, tuple[float, float, float]]:
-    """Find the surfaces of the classes of a volume, in µm, closed at its border.
+def surfaces(
+    sample: Sample, classes: Sequence[str] | None = None
+) -> tuple[Meshes, tuple[float, float, float]]:
+    """Find the surfaces of classes of a volume, or of all, in µm, closed at its border.
 
     Returns
     -------
@@ -295,10 +296,12 @@ def surfaces(sample: Sample) -> tuple[Meshes, tuple[float, float, float]]:
     box_um : (float, float, float)
         Size of the volume that is shown.
     """
+    names = sample.labels.classes
+    wanted = [v for v in colors_of(sample.labels) if classes is None or names[v] in classes]
     most = RENDERED_VOXELS
     while True:
         values, spacing, box_um = _thin_out(sample.labels, most)
-        meshes = _surfaces_of(values, spacing, list(colors_of(sample.labels)))
+        meshes = _surfaces_of(values, spacing, wanted)
         if most <= FEWEST_VOXELS or sum(len(f) for _, f in meshes.values()) <= MOST_TRIANGLES:
             break
         most = int(0.8 * most)
@@ -401,6 +404,15 @@ def _edges_of_box(x: float, y: float, z: float) -> list[tuple[tuple[float, ...],
     ]
 
 
+def _has_pyvista() -> bool:
+    """Tell whether PyVista can be loaded: it may be there without the system's OpenGL."""
+    try:
+        import pyvista  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _render_pyvista(
     meshes: Meshes, box_um: tuple[float, float, float], colors: Mapping[int, str]
 ) -> np.ndarray:
@@ -418,8 +430,8 @@ def _render_pyvista(
     z, y, x = box_um
     plotter.add_mesh(pyvista.Box((0, x, 0, y, 0, z)), style="wireframe", color="#777777")
     plotter.camera_position = "iso"
-    plotter.enable_ssao(radius=max(box_um) / 20)
-    plotter.enable_anti_aliasing("ssaa")
+    # Shaded corners and anti-aliasing take half a minute without a graphics card; the picture is
+    # drawn smaller than it is rendered, which smooths as well.
     picture = np.asarray(plotter.screenshot(return_img=True))
     plotter.close()
     return picture

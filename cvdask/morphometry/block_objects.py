@@ -19,13 +19,14 @@ from cvdask.morphometry.partials import (
     BOUNDS,
     CELLS,
     EXPOSED,
+    GREY_DIGIT,
     KEY,
     KIND,
     MOMENTS,
     Layout,
     shift_moments,
 )
-from cvdask.morphometry.runs import add_moments, connect, find_runs, number
+from cvdask.morphometry.runs import add_moments, connect, find_changes, find_runs, number
 from cvdask.morphometry.surfaces import EXPOSURE, count_surfaces
 from cvdask.volume.boxes import Box
 
@@ -133,15 +134,14 @@ def _find_value_runs(
     extent_z, extent_y, extent_x = data.shape
     rows = np.empty(extent_z * extent_y + 1, np.int64)
     n = 0
+    flags = np.zeros((extent_x + 7) // 8 * 8, np.uint8)
+    changes = np.zeros(len(flags) + 9, np.int64)
     # Counted first: the values are wide, and there may be as many runs as voxels.
     for z in range(extent_z):
         for y in range(extent_y):
             rows[z * extent_y + y] = n
-            before = data.dtype.type(0)
-            for x in range(extent_x):
-                own = data[z, y, x]
-                n += own != before and own != 0
-                before = own
+            for change in range(find_changes(data[z, y], flags, changes)):
+                n += data[z, y, changes[change]] != 0
     rows[-1] = n
     start = np.empty(n, np.int32)
     stop = np.empty(n, np.int32)
@@ -149,14 +149,11 @@ def _find_value_runs(
     run = 0
     for z in range(extent_z):
         for y in range(extent_y):
-            x = 0
-            while x < extent_x:
-                own, begin = data[z, y, x], x
-                x += 1
-                while x < extent_x and data[z, y, x] == own:
-                    x += 1
+            for change in range(find_changes(data[z, y], flags, changes)):
+                begin = changes[change]
+                own = data[z, y, begin]
                 if own != 0:
-                    start[run], stop[run], value[run] = begin, x, own
+                    start[run], stop[run], value[run] = begin, changes[change + 1], own
                     run += 1
     return rows, start, stop, value
 
@@ -273,6 +270,7 @@ def examine(
     if image is not None:
         grey = rows[:, layout.grey].copy()
         _add_grey(runs.rows, runs.start, runs.stop, runs.label, image, grey)
+        grey[:, 1], grey[:, 2] = np.divmod(grey[:, 2], GREY_DIGIT)
         rows[:, layout.grey] = grey
     if values is not None and contact_of is not None:
         contacts = np.zeros((n, layout.n_contacts * 3), np.int64)
@@ -339,9 +337,9 @@ def _add_grey(
             for x in range(start[run], stop[run]):
                 value = np.int64(line[x])
                 own[0] += value
-                own[1] += value * value
-                own[2] = min(own[2], value)
-                own[3] = max(own[3], value)
+                own[2] += value * value
+                own[3] = min(own[3], value)
+                own[4] = max(own[4], value)
 
 
 @compiled()

@@ -65,6 +65,8 @@ def find_runs(
     stop = np.empty(capacity, np.int32)
     kind = np.empty(capacity, np.uint8)
     n, n_absent = 0, 0
+    flags = np.zeros((extent_x + 7) // 8 * 8, np.uint8)
+    changes = np.zeros(len(flags) + 9, np.int64)  # [0] stays 0, the first value begins there
     for z in range(extent_z):
         for y in range(extent_y):
             row = data[z, y]
@@ -77,14 +79,10 @@ def find_runs(
                     _grown(stop, n, capacity),
                     _grown(kind, n, capacity),
                 )
-            x = 0
-            while x < extent_x:
-                value = row[x]
-                first = x
-                x += 1
-                while x < extent_x and row[x] == value:
-                    x += 1
-                of = table[value]
+            n_changes = find_changes(row, flags, changes)
+            for change in range(n_changes):
+                first, x = changes[change], changes[change + 1]
+                of = table[row[first]]
                 if of == 0:
                     continue
                 if of == NO_CLASS:
@@ -97,6 +95,52 @@ def find_runs(
                 n += 1
     rows[-1] = n
     return rows, start[:n].copy(), stop[:n].copy(), kind[:n].copy(), n_absent
+
+
+@compiled()
+def find_changes(row: np.ndarray, flags: np.ndarray, changes: np.ndarray) -> int:
+    """List where stretches of one value begin in a row, and its end; return how many there are.
+
+    Parameters
+    ----------
+    row : (X,) integers
+        X at least 1.
+    flags : (N,) uint8
+        Zeros, N the next multiple of 8; written to.
+    changes : (N + 9,) int64
+        Written to, save [0], which is 0.
+    """
+    before, own = row[: len(row) - 1], row[1:]
+    changed = flags[1 : len(row)]
+    for x in range(len(own)):
+        changed[x] = own[x] != before[x]
+    n = 1 + list_flags(flags, 0, len(row), changes[1:])
+    changes[n] = len(row)
+    return n
+
+
+@compiled()
+def list_flags(flags: np.ndarray, first: int, last: int, listed: np.ndarray) -> int:
+    """List where flags are set, eight at a time and without a branch for each; return how many.
+
+    Parameters
+    ----------
+    flags : (N,) uint8
+        N is a multiple of 8.
+    first, last : int
+        No flag is set outside this range, up to the next multiple of 8 on either side.
+    listed : (N + 8,) int64
+        Written to.
+    """
+    words = flags.view(np.uint64)
+    n = 0
+    for word in range(first // 8, (last + 7) // 8):
+        if words[word] == 0:
+            continue
+        for k in range(8):
+            listed[n] = 8 * word + k
+            n += flags[8 * word + k] != 0
+    return n
 
 
 @compiled()

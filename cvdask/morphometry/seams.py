@@ -217,7 +217,6 @@ def _count_slab(
     undecided = np.empty((64, 8), np.int64)
     n_undecided = 0
     voxels = np.empty(8, np.int64)
-    decided = np.empty((4, 2), np.int64)
     for z in range(first[0], last[0] + 1):
         for y in range(first[1], last[1] + 1):
             a, b = slab[z, y], slab[z, y + 1]
@@ -234,13 +233,9 @@ def _count_slab(
                     # All of one class are one object now: count them under its present root.
                     for k in range(8):
                         voxels[k] = find_root(parent, voxels[k])
-                    for half in range(2):
-                        decided[0, half], decided[1, half] = voxels[half], voxels[2 + half]
-                        decided[2, half], decided[3, half] = voxels[4 + half], voxels[6 + half]
-                    a1, b1, c1, d1 = decided[0], decided[1], decided[2], decided[3]
-                    count_decided(a1, b1, c1, d1, 0, kinds, kind_of_cell, cells)
+                    count_decided(voxels, kinds, kind_of_cell, cells)
                     continue
-                corners = count_decided(a, b, c, d, x, kinds, kind_of_cell, cells)
+                corners = count_decided(voxels, kinds, kind_of_cell, cells)
                 if corners:
                     if n_undecided == len(undecided):
                         larger = np.empty((2 * n_undecided, 8), np.int64)

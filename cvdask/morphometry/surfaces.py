@@ -22,6 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from cvdask.compiled import compiled
+from cvdask.morphometry.runs import list_flags
 
 # Voxels by exposed faces: 1; 2; 3 without an opposite pair; 3 with one; 4; 5; 6.
 N_EXPOSURES = 7
@@ -40,6 +41,8 @@ def _exposure_table() -> np.ndarray:
 
 
 EXPOSURE = _exposure_table()
+# The first of a set of corners of a cell.
+LOWEST_CORNER = np.array([max(0, (c & -c).bit_length() - 1) for c in range(256)], np.uint8)
 
 
 @compiled()
@@ -96,11 +99,12 @@ def count_surfaces(
     # Where the runs of each row begin and end, in voxels of the plane.
     begin = np.full((3, extent_y + 2), width, np.int64)
     end = np.zeros((3, extent_y + 2), np.int64)
+    tops = np.zeros(width, np.int32)
+    bottoms = np.zeros(width, np.int32)
     highest = np.zeros(width, np.int32)
-    lowest = np.zeros(width, np.int32)
-    codes = np.zeros(width, np.int32)
     flags = np.zeros(width, np.uint8)
-    words = flags.view(np.uint64)
+    listed = np.empty(width + 8, np.int64)
+    voxels = np.empty(8, np.int32)
     undecided = np.empty((64, 8), np.int32)
     n_undecided = 0
 
@@ -143,30 +147,29 @@ def count_surfaces(
                 part = slice(first, last + 1)
                 a, b = planes[here, y, part], planes[here, y + 1, part]
                 c, d = planes[above, y, part], planes[above, y + 1, part]
-                _code_cells(a, b, c, d, highest, lowest, codes)
-                for x in range(last - first):
-                    code = codes[x]
-                    if code == 0:
+                _compare_cells(a, b, c, d, tops, bottoms, highest, flags)
+                flags[last - first : last - first + 8] = 0
+                for place in range(list_flags(flags, 0, last - first, listed)):
+                    corner_labels(a, b, c, d, listed[place], voxels)
+                    high = highest[listed[place]]
+                    mask = _corners_of(voxels, high)
+                    rest = 255 ^ mask ^ _corners_of(voxels, 0)
+                    if unambiguous or rest == 0:
+                        cells[high - 1, kind_of_cell[mask]] += 1
+                        while rest:
+                            other = voxels[LOWEST_CORNER[rest]]
+                            mask = _corners_of(voxels, other)
+                            cells[other - 1, kind_of_cell[mask]] += 1
+                            rest &= ~mask
                         continue
-                    if unambiguous:
-                        above_it, below_it = code & 255, code >> 8 & 255
-                        cells[highest[x] - 1, kind_of_cell[above_it]] += 1
-                        if above_it != below_it:
-                            cells[lowest[x] - 1, kind_of_cell[below_it]] += 1
-                            todo = code >> 16 & ~(above_it | below_it)
-                            if todo:
-                                count_rest(a, b, c, d, x, todo, kind_of_cell, cells)
-                        continue
-                    corners = count_decided(a, b, c, d, x, kind, kind_of_cell, cells)
+                    corners = count_decided(voxels, kind, kind_of_cell, cells)
                     if corners:
                         if n_undecided == len(undecided):
                             larger = np.empty((2 * n_undecided, 8), np.int32)
                             larger[:n_undecided] = undecided
                             undecided = larger
-                        corner_labels(a, b, c, d, x, undecided[n_undecided])
                         for k in range(8):
-                            if not corners >> k & 1:
-                                undecided[n_undecided, k] = 0
+                            undecided[n_undecided, k] = voxels[k] if corners >> k & 1 else 0
                         n_undecided += 1
 
         # Voxels of this plane by their exposed faces.
@@ -177,19 +180,22 @@ def count_surfaces(
             if end[here, y] == 0:
                 continue
             row = planes[here, y]
+            first, last = begin[here, y], end[here, y]
+            part = slice(first, last)
+            flags[:first] = 0
+            flags[last:] = 0
             _flag_exposed(
-                row,
-                row if at_low else planes[below, y],
-                row if at_high else planes[above, y],
-                row if y == 1 and not ends[2] else planes[here, y - 1],
-                row if y == extent_y and not ends[3] else planes[here, y + 1],
-                flags,
+                row[first - 1 : last + 1],
+                row[part] if at_low else planes[below, y, part],
+                row[part] if at_high else planes[above, y, part],
+                row[part] if y == 1 and not ends[2] else planes[here, y - 1, part],
+                row[part] if y == extent_y and not ends[3] else planes[here, y + 1, part],
+                flags[part],
             )
             if not ends[4]:
                 flags[1] &= ~np.uint8(X_LOW)
             if not ends[5]:
                 flags[extent_x] &= ~np.uint8(X_HIGH)
-            flags[extent_x + 1 :] = 0
             inner, own = slice(1, extent_x + 1), flags[1 : extent_x + 1]
             if z == 0:
                 label_z[0, y - 1], exposed_z[0, y - 1] = row[inner], own
@@ -207,12 +213,9 @@ def count_surfaces(
                 flags[1] = 0
             if not ends[5]:
                 flags[extent_x] = 0
-            for word in range(len(words)):
-                if words[word] == 0:
-                    continue
-                for x in range(8 * word, 8 * word + 8):
-                    if flags[x]:
-                        exposed[row[x] - 1, exposure[flags[x]]] += 1
+            for place in range(list_flags(flags, first, last, listed)):
+                x = listed[place]
+                exposed[row[x] - 1, exposure[flags[x]]] += 1
     planes_of_faces = (label_z, label_y, label_x, exposed_z, exposed_y, exposed_x)
     return planes_of_faces, undecided[:n_undecided].copy()
 
@@ -245,47 +248,38 @@ def _paint(
 
 
 @compiled()
-def _code_cells(
+def _compare_cells(
     a: np.ndarray,
     b: np.ndarray,
     c: np.ndarray,
     d: np.ndarray,
+    tops: np.ndarray,
+    bottoms: np.ndarray,
     highest: np.ndarray,
-    lowest: np.ndarray,
-    codes: np.ndarray,
+    flags: np.ndarray,
 ) -> None:
-    """Describe the cells of four rows by the highest and the lowest object number in each.
+    """Flag the cells of four rows that are not uniform, and write the highest number in each.
 
-    A code holds the configuration of the highest, of the lowest above 0 (shifted by 8), and of all
-    objects together (by 16); it is 0 where all eight voxels are equal. Whole rows at once: this is
-    what the compiler turns into vector instructions, 16 cells at a time.
+    Whole rows at once: this is what the compiler turns into vector instructions.
+
+    Parameters
+    ----------
+    a, b, c, d : (N + 1,) int32
+        Rows (z, y), (z, y + 1), (z + 1, y) and (z + 1, y + 1).
+    tops, bottoms : (N + 1,) or longer, int32
+        Written to: highest and lowest number across the rows.
+    highest : (N,) or longer, int32
+        Written to.
+    flags : (N,) or longer, uint8
+        Written to.
     """
+    for x in range(len(a)):
+        tops[x] = max(max(a[x], b[x]), max(c[x], d[x]))
+        bottoms[x] = min(min(a[x], b[x]), min(c[x], d[x]))
     for x in range(len(a) - 1):
-        high = max(
-            max(max(a[x], a[x + 1]), max(b[x], b[x + 1])),
-            max(max(c[x], c[x + 1]), max(d[x], d[x + 1])),
-        )
+        high = max(tops[x], tops[x + 1])
         highest[x] = high
-    for x in range(len(a) - 1):
-        # Background becomes the largest number: as unsigned, 0 − 1 is.
-        low = min(
-            min(
-                min(np.uint32(a[x] - 1), np.uint32(a[x + 1] - 1)),
-                min(np.uint32(b[x] - 1), np.uint32(b[x + 1] - 1)),
-            ),
-            min(
-                min(np.uint32(c[x] - 1), np.uint32(c[x + 1] - 1)),
-                min(np.uint32(d[x] - 1), np.uint32(d[x + 1] - 1)),
-            ),
-        )
-        lowest[x] = np.int32(low + np.uint32(1))
-    for x in range(len(a) - 1):
-        high, low = highest[x], lowest[x]
-        above = _mask(a, b, c, d, x, high)
-        below = _mask(a, b, c, d, x, low)
-        filled = 255 ^ _mask(a, b, c, d, x, 0)
-        code = above | below << 8 | filled << 16
-        codes[x] = 0 if above == 255 else code
+        flags[x] = high != min(bottoms[x], bottoms[x + 1])
 
 
 @compiled()
@@ -297,49 +291,28 @@ def _flag_exposed(
     behind: np.ndarray,
     flags: np.ndarray,
 ) -> None:
-    """Write the exposed faces of each voxel of a row, a bit each; 0 for background."""
-    flags[0] = 0
-    for x in range(1, len(row) - 1):
-        own = row[x]
+    """Write the exposed faces of the voxels of a part of a row, a bit each; 0 for background.
+
+    Parameters
+    ----------
+    row : (N + 2,) int32
+        With the voxels before and behind the part.
+    below, above, before, behind : (N,) int32
+    flags : (N,) uint8
+        Written to.
+    """
+    left, middle, right = row[: len(flags)], row[1:], row[2:]
+    for x in range(len(flags)):
+        own = middle[x]
         bits = (
             (own != below[x]) * Z_LOW
             | (own != above[x]) * Z_HIGH
             | (own != before[x]) * Y_LOW
             | (own != behind[x]) * Y_HIGH
-            | (own != row[x - 1]) * X_LOW
-            | (own != row[x + 1]) * X_HIGH
+            | (own != left[x]) * X_LOW
+            | (own != right[x]) * X_HIGH
         )
         flags[x] = np.uint8(bits) if own != 0 else np.uint8(0)
-    flags[len(row) - 1] = 0
-
-
-@compiled()
-def _mask(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, wanted: int) -> int:
-    """Return the configuration of one object in the cell at ``x`` of four rows."""
-    return (
-        (a[x] == wanted)
-        | (a[x + 1] == wanted) << 1
-        | (b[x] == wanted) << 2
-        | (b[x + 1] == wanted) << 3
-        | (c[x] == wanted) << 4
-        | (c[x + 1] == wanted) << 5
-        | (d[x] == wanted) << 6
-        | (d[x + 1] == wanted) << 7
-    )
-
-
-@compiled()
-def _lowest(
-    a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, corners: int
-) -> int:
-    """Return what lies at the lowest of a set of corners."""
-    if corners & 3:
-        return a[x] if corners & 1 else a[x + 1]
-    if corners & 12:
-        return b[x] if corners & 4 else b[x + 1]
-    if corners & 48:
-        return c[x] if corners & 16 else c[x + 1]
-    return d[x] if corners & 64 else d[x + 1]
 
 
 @compiled()
@@ -347,62 +320,53 @@ def corner_labels(
     a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, x: int, voxels: np.ndarray
 ) -> None:
     """Write the eight corners of the cell at ``x`` of four rows."""
-    for side in range(2):
-        voxels[side], voxels[2 + side] = a[x + side], b[x + side]
-        voxels[4 + side], voxels[6 + side] = c[x + side], d[x + side]
+    here, after = np.uint64(x), np.uint64(x + 1)  # no place counts from the end
+    voxels[0], voxels[1], voxels[2], voxels[3] = a[here], a[after], b[here], b[after]
+    voxels[4], voxels[5], voxels[6], voxels[7] = c[here], c[after], d[here], d[after]
 
 
 @compiled()
-def count_rest(
-    a: np.ndarray,
-    b: np.ndarray,
-    c: np.ndarray,
-    d: np.ndarray,
-    x: int,
-    todo: int,
-    kind_of_cell: np.ndarray,
-    cells: np.ndarray,
-) -> None:
-    """Count the cell at ``x`` of four rows for the objects at some of its corners."""
-    while todo:
-        one = _lowest(a, b, c, d, x, todo)
-        mask = _mask(a, b, c, d, x, one)
-        cells[one - 1, kind_of_cell[mask]] += 1
-        todo &= ~mask
+def _corners_of(voxels: np.ndarray, wanted: int) -> int:
+    """Return at which corners of a cell an object is, a bit each: its configuration."""
+    corners = 0
+    for k in range(8):
+        corners |= (voxels[k] == wanted) << k
+    return corners
 
 
 @compiled()
 def count_decided(
-    a: np.ndarray,
-    b: np.ndarray,
-    c: np.ndarray,
-    d: np.ndarray,
-    x: int,
-    kind: np.ndarray,
-    kind_of_cell: np.ndarray,
-    cells: np.ndarray,
+    voxels: np.ndarray, kind: np.ndarray, kind_of_cell: np.ndarray, cells: np.ndarray
 ) -> int:
-    """Count as :func:`count_cell` does, save classes of which several objects are in the cell.
+    """Count a cell for each object in it, save classes of which several objects are in the cell.
+
+    Parameters
+    ----------
+    voxels : (8,) integers
+        Objects from 1 at its corners; 0 for background.
+    kind : (N,) integers
+        Class of each object.
+    kind_of_cell : (256,) uint8
+    cells : (N, 44) int64
+        Added to.
 
     Returns
     -------
     int
         The corners of those classes, a bit each.
     """
-    todo = 255 ^ _mask(a, b, c, d, x, 0)
+    todo = 255 ^ _corners_of(voxels, 0)
     postponed = 0
-    while todo:
-        one = _lowest(a, b, c, d, x, todo)
-        mask, rest = _mask(a, b, c, d, x, one), todo
+    for k in range(8):
+        if not todo >> k & 1:
+            continue
+        one = voxels[k]
+        mask = _corners_of(voxels, one)
         todo &= ~mask
         related = 0
-        rest = todo
-        while rest:
-            other = _lowest(a, b, c, d, x, rest)
-            corners = _mask(a, b, c, d, x, other)
-            if kind[other - 1] == kind[one - 1]:
-                related |= corners
-            rest &= ~corners
+        for j in range(k + 1, 8):
+            if todo >> j & 1 and kind[voxels[j] - 1] == kind[one - 1]:
+                related |= 1 << j
         if related:
             postponed |= mask | related
             todo &= ~related

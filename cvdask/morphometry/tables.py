@@ -87,7 +87,7 @@ def write_table(parent: str, name: str, table: pa.Table) -> None:
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_object(parent, name, buffer.getvalue())
 
 
@@ -97,14 +97,14 @@ def read_table(parent: str, name: str, columns: Sequence[str] | None = None) -> 
     Raises
     ------
     DamagedData
-        When it is no table.
+        When it is no table, or its bytes are not what was written.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
         data = io.BytesIO(read_object(parent, name) or b"")
-        return pyarrow.parquet.read_table(data, columns=columns)
+        return pyarrow.parquet.read_table(data, columns=columns, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedData(f"{redact(parent)}/{name} is no table: {error}") from error
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -297,6 +297,59 @@ class Network:
             np.concatenate(planes, axis=1) if planes else None,
             limit,
         )
+
+    def classify_across(
+        self,
+        image: np.ndarray,
+        kept: tuple[slice, ...],
+        axes: Sequence[int],
+        batch_size: int = 1,
+        *,
+        probabilities: bool = False,
+    ) -> Classified:
+        """Return the label value of every voxel, from planes across several axes.
+
+        The probabilities are averaged on the host: what crosses from the device is one float per
+        class, plane and pixel.
+
+        Parameters
+        ----------
+        image : (Z, Y, X) grey values as stored
+            What the network sees.
+        kept : tuple of slice
+            What of it counts.
+        axes : sequence of int
+            Axes that the planes lie across.
+        batch_size, probabilities
+            As in :meth:`classify`; planes per call.
+
+        Raises
+        ------
+        MemoryError
+            When one plane alone does not fit the device.
+        """
+        shape = image[kept].shape
+        total = np.zeros((*shape, len(self.unet.values)), np.float32)  # (z, y, x, C)
+        limits = []
+        for axis in axes:
+            planes = np.moveaxis(image, axis, 0)[kept[axis]]  # (N, A, B)
+            within = (slice(None), *(one for i, one in enumerate(kept) if i != axis))
+            sums = iter(np.moveaxis(total, axis, 0))  # (a, b, C) each, of the same memory
+
+            def add(
+                average: Any, within: tuple[slice, ...] = within, sums: Iterator[Any] = sums
+            ) -> None:
+                for one, place in zip(_to_numpy(average)[within], sums, strict=False):
+                    place += one
+
+            limits.append(self._run(planes, batch_size, add)[1])
+        total /= len(axes)
+        values = np.array(self.unet.values, np.uint8)
+        quantised = None
+        if probabilities:
+            rounded = np.floor(total[..., 1:] * 255 + 0.5).astype(np.uint8)
+            quantised = np.moveaxis(rounded, -1, 0)  # (C, z, y, x)
+        return Classified(values[total.argmax(-1)], quantised, min(limits))
 
     def normalised(self, images: np.ndarray) -> np.ndarray:
         """Return what the network itself sees of (N, Y, X) images: (N, Y', X', 1) float32."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +85,14 @@ class RunFiles:
     def fold(self, number: int) -> Path:
         """Return where the best network of a fold lies."""
         return self._with(f".fold{number}.keras")
+
+    def leftovers(self) -> list[Path]:
+        """Return the temporary files of these networks that a kill has left.
+
+        The pattern is narrow: beside ``net.keras`` a ``net.large.keras`` may be in training now.
+        """
+        name = re.compile(rf"{re.escape(self.stem.name)}(\.fold\d+)?\.[0-9a-f]{{32}}\.partial")
+        return [path for path in self.stem.parent.iterdir() if name.fullmatch(path.name)]
 
 
 @dataclass

@@ -257,6 +257,7 @@ def train(
     provenance = _provenance(samples, labels, choice)
     record = _begin(files, provenance, selection, resume=resume, overwrite=overwrite)
     if record["state"] == "complete":
+        _tidy(files, len(record["folds"]))  # a kill behind the record leaves what follows here
         return model_file.describe(files.out)
     for note in selection.notes if not record["folds"] else ():
         warnings.warn(note, stacklevel=2)
@@ -286,10 +287,14 @@ def train(
     _draw_curves(files.log, files.curves, tuple(selection.classes.values()))
     model_file.save(unet, model, files.out)
     write_json_file(files.record, {**record, "state": "complete", "scores": scores})
-    files.state.unlink(missing_ok=True)
-    if len(folds) == 1:
-        files.fold(1).unlink(missing_ok=True)
+    _tidy(files, len(folds))
     return unet
+
+
+def _tidy(files: RunFiles, n_folds: int) -> None:
+    """Remove what only a training under way needs, and the one fold's copy of the network."""
+    for path in (files.state, *files.leftovers(), *([files.fold(1)] if n_folds == 1 else [])):
+        path.unlink(missing_ok=True)
 
 
 def _judges(selection: Selection, fold: int) -> list[Candidate]:

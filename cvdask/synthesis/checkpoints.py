@@ -184,7 +184,10 @@ def load_state(
 def _read(
     path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Standing, dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as saved:
+    # NumPy leaves a file open that turns out to be no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+        if not isinstance(saved, np.lib.npyio.NpzFile):
+            raise ValueError("it is no archive of arrays")
         names = {"standing", "digest", *shapes}
         if set(saved.files) != names:
             raise ValueError(f"it holds other arrays: {sorted(set(saved.files) ^ names)}")

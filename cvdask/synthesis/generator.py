@@ -114,7 +114,7 @@ class Generator:
         per_slice = np.repeat(latents, places[0].size if len(places) else 1, axis=0)
         found = self._in_calls(self._map, per_slice, places.reshape(-1))
         found = self.mean_style + (found - self.mean_style) * np.float32(truncation)
-        return found.reshape(*places.shape, -1)
+        return found.reshape(*places.shape, self.architecture.latent)
 
     def synthesise(self, style: np.ndarray, noise_seed: np.ndarray) -> np.ndarray:
         """Make slices from styles.

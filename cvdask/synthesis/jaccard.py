@@ -22,7 +22,7 @@ in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def packed_shape(n_images: int, n_pixels: int, n_planes: int) -> tuple[int, int,
     ((32, 4, 2, 128), (1, 2, 1, 8))
     """
     n_words = -(-n_pixels // 64)
-    width = min(PANEL_WORDS, -(-n_words // 8) * 8)
+    width = max(8, min(PANEL_WORDS, -(-n_words // 8) * 8))
     return -(-n_words // width), n_images + n_images % 2, n_planes, width
 
 
@@ -84,29 +84,31 @@ def n_planes(n_classes: int) -> int:
     return max(1, n_classes.bit_length())
 
 
-def pack(images: Sequence[np.ndarray] | np.ndarray, n_classes: int) -> Packed:
-    """Write label images as bits.
+def pack(images: Iterable[np.ndarray], n_images: int, n_classes: int) -> Packed:
+    """Write label images as bits; one is looked at after the other.
 
     Parameters
     ----------
-    images : sequence of (…) uint8 or uint32, all of one shape
+    images : iterable of (…) uint8 or uint32, all of one shape
         Numbers of classes from 0, the background, to ``n_classes``.
+    n_images : int
     n_classes : int
 
     Examples
     --------
-    >>> pack(np.array([[0, 1, 2, 3]], "uint8"), 3).words[0, 0, :, 0]
+    >>> pack(np.array([[0, 1, 2, 3]], "uint8"), 1, 3).words[0, 0, :, 0]
     array([10, 12], dtype=uint64)
     """
-    n_pixels = images[0].size if len(images) else 0
-    words = np.zeros(packed_shape(len(images), n_pixels, n_planes(n_classes)), np.uint64)
-    codes = np.zeros(-(-n_pixels // 8) * 8, np.uint8)
+    words = np.zeros(packed_shape(n_images, 0, n_planes(n_classes)), np.uint64)
     for number, image in enumerate(images):
         flat = image.reshape(-1)
+        if number == 0:
+            words = np.zeros(packed_shape(n_images, flat.size, n_planes(n_classes)), np.uint64)
+            codes = np.zeros(-(-flat.size // 8) * 8, np.uint8)
         for first in range(0, words.shape[2], 8):
-            codes[:n_pixels] = flat if flat.dtype == np.uint8 else (flat >> first) & 255
+            codes[: flat.size] = flat if flat.dtype == np.uint8 else (flat >> first) & 255
             _pack(codes.view("<u8"), words[:, number, first : first + 8])
-    return Packed(words, len(images))
+    return Packed(words, n_images)
 
 
 @njit(nogil=True, cache=True)
@@ -192,7 +194,7 @@ def count_common(a: Packed, b: Packed) -> np.ndarray:
 
     Examples
     --------
-    >>> stack = pack(np.array([[0, 1, 2], [0, 2, 2]], "uint8"), 2)
+    >>> stack = pack(np.array([[0, 1, 2], [0, 2, 2]], "uint8"), 2, 2)
     >>> count_common(stack, stack)
     array([[2, 1],
            [1, 2]])
@@ -295,16 +297,13 @@ def jaccard_matrix(slices: np.ndarray, *, workers: int | None = None) -> np.ndar
 
 def _pack_values(slices: np.ndarray) -> Packed:
     """Pack a stack of labels, whatever values they have."""
+    n = len(slices)
     if slices.dtype.itemsize == 1:
-        slices = slices.view(np.int8 if slices.dtype == np.int8 else np.uint8)
-        present = np.zeros(256, bool)
-        for image in slices:
-            _note_values(np.ascontiguousarray(image).view(np.uint8).reshape(-1), present)
-        values = np.flatnonzero(present[: 128 if slices.dtype == np.int8 else 256])
-        values = values[values > 0]
-        table = np.zeros(256, np.uint8)
-        table[values] = np.arange(1, len(values) + 1)
-        return pack(_Lazily(slices, lambda image: table[image.view(np.uint8)]), len(values))
+        present = values_present(slices.view(np.uint8))
+        present[0] = False
+        present[128:] &= slices.dtype != np.int8  # there they are negative
+        table = np.where(present, np.cumsum(present), 0).astype(np.uint8)
+        return pack((table[image.view(np.uint8)] for image in slices), n, int(present.sum()))
     found: set[int] = set()
     for image in slices:
         found.update(np.unique(image[image > 0]).tolist())
@@ -313,29 +312,25 @@ def _pack_values(slices: np.ndarray) -> Packed:
     def numbered(image: np.ndarray) -> np.ndarray:
         return np.where(image > 0, np.searchsorted(values, image) + 1, 0).astype(np.uint32)
 
-    return pack(_Lazily(slices, numbered), len(values))
+    return pack(map(numbered, slices), n, len(values))
+
+
+def values_present(data: np.ndarray) -> np.ndarray:
+    """Tell which values there are: (256,) bool, of uint8.
+
+    >>> np.flatnonzero(values_present(np.array([[3, 0, 3]], "uint8")))
+    array([0, 3])
+    """
+    present = np.zeros(256, bool)
+    for part in data:
+        _note_values(np.ascontiguousarray(part).reshape(-1), present)
+    return present
 
 
 @njit(nogil=True, cache=True)
 def _note_values(data: np.ndarray, present: np.ndarray) -> None:
     for value in data:
         present[value] = True
-
-
-@dataclass(frozen=True)
-class _Lazily(Sequence[np.ndarray]):
-    """A stack whose images are made when they are asked for, one at a time."""
-
-    images: np.ndarray
-    make: Callable[[np.ndarray], np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: Any) -> Any:
-        if number >= len(self.images):
-            raise IndexError(number)
-        return self.make(np.ascontiguousarray(self.images[number]))
 
 
 def _count_foreground(packed: Packed) -> np.ndarray:

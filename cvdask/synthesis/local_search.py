@@ -1,7 +1,7 @@
 """What makes a round trip shorter, and when is nothing left that does?
 
-1. :func:`improve` looks, from each city in turn, for an exchange of up to ``DEPTH`` edges: remove
-   an edge, add a likely one at its end, remove one at that one's end … as long as what was removed
+1. :func:`improve` looks, from each city in turn, for an exchange of up to eight edges: remove an
+   edge, add a likely one at its end, remove one at that one's end … as long as what was removed
    is longer than what was added (Lin and Kernighan 1973). The first exchange that closes to a
    shorter round trip is made.
 2. Then it *kicks*: a double bridge exchanges three short stretches that lie side by side, which no
@@ -18,7 +18,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-DEPTH = 5
+# Likely neighbours that are tried at each depth of an exchange. Measured on 2000 independent
+# slices: trying five at each of five depths takes four times as long for the same length.
+BREADTH = (5, 5, 3, 2, 1, 1, 1)
+DEPTH = len(BREADTH) + 1
 # Cities of a stretch that is exchanged by a kick, at most.
 LONGEST_STRETCH = 50
 TINY = 1e-12
@@ -171,9 +174,10 @@ def _find_exchange(
             # Next pair of an added and a removed edge at this level.
             pick = choice[level]
             neighbour = pick >> 1
-            if neighbour == n_neighbours or gain[level] - weights[last, neighbour] <= TINY:
+            widest = min(BREADTH[level], n_neighbours)
+            if neighbour >= widest or gain[level] - weights[last, neighbour] <= TINY:
                 # Neighbours are in order of weight only nearly; those behind may still be lighter.
-                if neighbour == n_neighbours:
+                if neighbour >= widest:
                     level -= 1
                 else:
                     choice[level] = 2 * (neighbour + 1)

@@ -50,6 +50,7 @@ from cvdask.synthesis.jaccard import (
     n_planes,
     pack,
     packed_shape,
+    values_present,
 )
 from cvdask.synthesis.order_table import table_metadata, write_tables
 from cvdask.synthesis.slices import SliceSet
@@ -84,8 +85,8 @@ if TYPE_CHECKING:
 __all__ = ["Path", "jaccard_matrix", "mean_distances", "order", "shortest_path"]
 
 # Slices of a block that is packed: their bits, and the most of them.
-PACK_BYTES = 2**26
-MOST_PACKED = 1024
+PACK_BYTES = 2**25
+MOST_PACKED = 512
 FEWEST_PACKED = 32
 # Columns through all slices that are put in order at once.
 COLUMN_BYTES = 2**28
@@ -384,7 +385,7 @@ def plan_order(job: _Job) -> list[Plan]:
             Grid(whole, (1, job.group, *level.shape[1:])),
             job.url,
             read_bytes=n_members * level.nbytes,
-            task_bytes=job.group * job.n_pixels * (itemsize + 2) + 2 * bits,
+            task_bytes=job.group * job.n_pixels * 2 * itemsize + 2 * bits,
             stored_bytes=n_members * all_bits // 4,
             notes=notes,
         ),
@@ -436,15 +437,12 @@ def _pack_block(job: _Job, block: Block) -> None:
     number, first = block.write.start[:2]
     box = Box(block.write.start[1:], block.write.stop[1:])
     data = read_classes(job.member_url(number), job.level, box)
-    codes = np.full(256, 0 if job.named else UNANNOTATED, np.uint8)
-    codes[[0, UNANNOTATED]] = 0
+    known = {0, UNANNOTATED, *job.values}
+    if job.named and not known.issuperset(np.flatnonzero(values_present(data)).tolist()):
+        raise ValueError(f"{job.level.path}, box {box}, holds {absent_values(data, known)}")
+    codes = np.zeros(256, np.uint8)
     codes[list(job.values)] = np.arange(1, len(job.values) + 1)
-    if job.named:
-        known = {0, UNANNOTATED, *job.values}
-        odd = absent_values(data, known)
-        if odd:
-            raise ValueError(f"{job.level.path}, box {box}, holds {odd}")
-    packed = pack(codes[data], len(job.values))
+    packed = pack((codes[image] for image in data), len(data), len(job.values))
     key = _pack_key(job, number, first // job.group)
     write_object(job.url, key, CODEC.encode(packed.words))
 

@@ -22,14 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from cvdask.synthesis.local_search import improve
+from cvdask.synthesis.local_search import DEPTH, improve
 from cvdask.synthesis.one_tree import Prices, likely_neighbours, nearest_edges, raise_bound
 
 # The dynamic programme looks at n² 2ⁿ steps: 0.6 million of 12 cities.
 MOST_EXACT = 12
 # Nearest cities whose edges may be joined greedily, and likely ones that exchanges try.
 N_NEAREST, N_LIKELY = 8, 6
-DEPTH = 4
 N_STEPS = 2000
 # Kicks per city, where their number is not given; after each of so many rounds of them the gap is
 # looked at.

@@ -63,12 +63,17 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 # early on as this share of the training so far (Karras et al. 2020, adaptive augmentation).
 HALF_LIFE = 10_000 / 32
 RAMP_UP = 0.05
-# Weight of R1 by resolution and batch, as in the same paper; and the first StyleGAN's.
+# Weight of R1 by resolution and batch, as in the same paper; and the first StyleGAN's. Small slices
+# need more than the former: their discriminator soon knows a few hundred of them.
 GAMMA = 0.0002
+LEAST_GAMMA = 0.2
 GAMMA_PAPER = 10.0
 # Learning rate of preset ``paper`` by the resolution that is learned.
 RATES_PAPER = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
 RATE_PAPER = 0.001
+# Images over which augmentation may go from nothing to all, and as a share of a short training.
+AUGMENT_PACE = 500_000
+AUGMENT_SHARE = 1 / 3
 # Places differ by at most this many slices within a sample of a volume.
 LARGEST_SPAN = 32
 
@@ -114,11 +119,11 @@ class GanOptions:
     learning_rate: float | None = None
     """Of Adam; None is 0.0025, and 0.001 to 0.003 by resolution in preset ``paper``."""
     gamma: float | None = None
-    """Weight of R1; None is 0.0002 · resolution² / batch, and 10 in preset ``paper``."""
+    """Weight of R1; None is 0.0002 · resolution² / batch, at least 0.2, and 10 in ``paper``."""
     penalty_every: int | None = None
     """Steps from R1 to R1; None is 16, and 1 in preset ``paper``."""
     path_every: int | None = None
-    """Steps between two path lengths; 0 for none. None is 4, and 0 in preset ``paper``."""
+    """Steps between path lengths; 0 for none. None: 4 on a GPU, 16 on a CPU, 0 in ``paper``."""
     mixing: float = 0.9
     """Share of images whose finer layers take the style of another latent."""
     augment: bool = True
@@ -365,19 +370,23 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
     batch_size = chosen("batch_size", min(32, max(4, 32 * 256 // resolution)))
     precision = options.mixed_precision
     half = precision == "mixed_bfloat16" or (precision == "auto" and gpu)
+    kimg = chosen("kimg", 5000 if gpu else 300)
     recipe = Recipe(
         loss=options.loss,
         learning_rate=chosen(
             "learning_rate", RATES_PAPER.get(resolution, RATE_PAPER) if paper else 0.0025
         ),
-        gamma=chosen("gamma", GAMMA_PAPER if paper else GAMMA * resolution**2 / batch_size),
+        gamma=chosen(
+            "gamma",
+            GAMMA_PAPER if paper else max(LEAST_GAMMA, GAMMA * resolution**2 / batch_size),
+        ),
         penalty_every=chosen("penalty_every", 1 if paper else 16),
-        path_every=chosen("path_every", 0 if paper else 4),
+        path_every=chosen("path_every", 0 if paper else 4 if gpu else 16),
         mixing=options.mixing,
         augment=options.augment,
+        augment_pace=min(AUGMENT_PACE, AUGMENT_SHARE * 1000 * kimg),
         dtype="bfloat16" if half else "float32",
     )
-    kimg = chosen("kimg", 5000 if gpu else 300)
     report_kimg = chosen("report_kimg", 50 if gpu else 10)
     return GanPlan(
         architecture=architecture,

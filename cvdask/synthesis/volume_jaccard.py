@@ -18,8 +18,15 @@ import numpy as np
 
 from cvdask.engine.blockwise import reduce
 from cvdask.engine.plan import Plan
-from cvdask.synthesis.jaccard import count_common, distances, n_planes, pack, packed_shape
-from cvdask.volume.boxes import Block, Grid
+from cvdask.synthesis.jaccard import (
+    count_common,
+    distances,
+    n_planes,
+    pack,
+    packed_shape,
+    values_present,
+)
+from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.classes import absent_values, block_shape, named_values, read_classes
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.ensemble import Ensemble
@@ -145,29 +152,17 @@ def plan_volumes(sources: Sequence[_Source], n_classes: int) -> Plan:
 
 def _compare_block(sources: Sequence[_Source], n_classes: int, block: Block) -> np.ndarray:
     """Count what all volumes have in common within a block: (volumes, volumes) int64."""
-    stack = pack(_Parts(sources, block), n_classes)
+    parts = (_read_numbers(source, block.write) for source in sources)
+    stack = pack(parts, len(sources), n_classes)
     return count_common(stack, stack)
 
 
-class _Parts(Sequence[np.ndarray]):
-    """A block of each volume, read when it is asked for: one is in memory at a time."""
-
-    def __init__(self, sources: Sequence[_Source], block: Block) -> None:
-        self._sources, self._box = sources, block.write
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __getitem__(self, number: Any) -> Any:
-        if number >= len(self._sources):
-            raise IndexError(number)
-        source = self._sources[number]
-        data = read_classes(source.url, source.level, self._box)
-        odd = absent_values(data, source.known) if len(source.known) < 256 else ""
-        if odd:
-            where = f"{redact(source.url)}/{source.level.path}, box {self._box}"
-            raise ValueError(f"{where}, holds {odd}")
-        return np.frombuffer(source.codes, np.uint8)[data]
+def _read_numbers(source: _Source, box: Box) -> np.ndarray:
+    data = read_classes(source.url, source.level, box)
+    if not source.known.issuperset(np.flatnonzero(values_present(data)).tolist()):
+        where = f"{redact(source.url)}/{source.level.path}, box {box}"
+        raise ValueError(f"{where}, holds {absent_values(data, source.known)}")
+    return np.frombuffer(source.codes, np.uint8)[data]
 
 
 def _add(parts: list[np.ndarray]) -> np.ndarray:

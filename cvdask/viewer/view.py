@@ -473,10 +473,18 @@ def _rows_of(image: Volume, table: pa.Table | None) -> pa.Table | None:
     own = json.loads((table.schema.metadata or {}).get(b"cvdask", b"{}"))
     if own.get("provenance", {}).get("options", {}).get("instances") == image.name:
         return table.sort_by("label")
-    made_from = image.attributes.get("provenance", {}).get("options", {})
-    name = str(made_from.get("class") or made_from.get("class_") or image.name)
     classes = table.column("class").cast(pyarrow.string())
-    return table.filter(pyarrow.compute.equal(classes, name)).sort_by("label")
+    rows = table.filter(pyarrow.compute.equal(classes, _class_of(image)))
+    return rows.sort_by("label")
+
+
+def _class_of(image: Volume) -> str:
+    """Return the class whose objects a label image holds: as it was made, else as it is named."""
+    options = image.attributes.get("provenance", {}).get("options", {})
+    made_from, value = options.get("labels"), options.get("class")
+    if isinstance(made_from, str) and isinstance(value, int) and made_from in image.label_names():
+        return str(image.label(made_from).classes.get(value, value))
+    return image.name
 
 
 def _properties(

@@ -16,7 +16,7 @@ OBJECT_COMMANDS = ("label", "measure")
 MESH_COMMANDS = ("mesh",)
 SYNTHESIS_COMMANDS = ("train-gan",)
 ENSEMBLE_COMMANDS = ("generate", "distance")
-ORDER_COMMANDS = ("order",)
+ORDERING_COMMANDS = ("order",)
 COMPARISON_COMMANDS = ("compare", "report", "view")
 PIPELINE_COMMANDS = ("run", "init")
 COMMANDS = (
@@ -27,7 +27,7 @@ COMMANDS = (
     *MESH_COMMANDS,
     *SYNTHESIS_COMMANDS,
     *ENSEMBLE_COMMANDS,
-    *ORDER_COMMANDS,
+    *ORDERING_COMMANDS,
     *COMPARISON_COMMANDS,
     *PIPELINE_COMMANDS,
 )

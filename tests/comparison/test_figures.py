@@ -15,11 +15,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from cvdask.comparison.drawing import Drawing, file_name, save, shorten, style
-from cvdask.comparison.figures import draw_effects, read_scores
-from cvdask.comparison.pictures import colors_of, draw_rendering, surfaces
+from cvdask.comparison.figures import draw_all, draw_effects, read_scores
+from cvdask.comparison.pictures import _render_pyvista, colors_of, draw_rendering, surfaces
 from cvdask.comparison.samples import Sample
 from cvdask.comparison.similarity import continuity, jaccard_counts, similarity
 from cvdask.comparison.statistics import Row
+from cvdask.comparison.summaries import Reading
 from cvdask.volume.store import open_volume
 from tests.comparison.cells import objects, write_cell
 from tests.comparison.conftest import CLASS, GROUP
@@ -180,6 +181,38 @@ def test_a_volume_without_any_class_is_drawn_empty(tmp_path: Path):
         drawing = draw_rendering([sample])
     assert drawing.columns["triangles"] == []
     assert colors_of(sample.labels) == {1: "#e69f00", 2: "#56b4e9"}
+
+
+def test_surfaces_are_of_the_classes_that_were_chosen(tmp_path: Path):
+    data = np.zeros((10, 16, 16), np.uint8)
+    data[2:8, 2:6, 2:6], data[2:8, 9:14, 9:14] = 1, 2
+    sample = in_sample(tmp_path / "two.zarr", data)
+    assert set(surfaces(sample)[0]) == {1, 2}
+    assert set(surfaces(sample, ["myofibrils"])[0]) == {2}
+
+
+def test_pyvista_renders_the_same_surfaces(tmp_path: Path):
+    pytest.importorskip("pyvista", reason="the extra 'render' is not installed")
+    data = np.zeros((12, 16, 16), np.uint8)
+    data[3:9, 4:12, 4:12] = 1
+    meshes, box_um = surfaces(in_sample(tmp_path / "cube.zarr", data))
+    picture = _render_pyvista(meshes, box_um, {1: "#e69f00"})
+    red, blue = picture[..., 0].astype(int), picture[..., 2].astype(int)
+    assert (red - blue > 60).mean() > 0.02
+    assert (picture == 255).all(axis=-1).mean() > 0.2
+
+
+def test_what_cannot_be_drawn_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes = ((10, 8, 8), (9, 8, 8))
+    samples = [
+        in_sample(tmp_path / f"{k}.zarr", np.ones(shape, np.uint8))
+        for k, shape in enumerate(shapes)
+    ]
+    monkeypatch.setattr("cvdask.comparison.figures._drawings", lambda *_: [])
+    entries, notices = draw_all(str(tmp_path), Reading(tuple(samples), ("sphericity",)), {}, [])
+    assert entries == []
+    assert "similarity" in notices[0]
+    assert "(9, 8, 8)" in notices[0]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ from zarr.storage import ObjectStore
 
 from cvdask.engine.ledger import Ledger
 from cvdask.errors import BlocksFailed
+from cvdask.morphometry import survey as survey_module
+from cvdask.morphometry.components import label
 from cvdask.morphometry.mesh import mesh
+from cvdask.morphometry.objects import measure
 from cvdask.synthesis import gan_file
 from cvdask.synthesis.generate import generate
 from cvdask.synthesis.slices import open_slices
@@ -140,6 +143,30 @@ def test_meshes_in_a_bucket(bucket: str, tmp_path: Path) -> None:
         mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", **{**options, "ids": 3})
     mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", overwrite=True, **{**options, "ids": 3})
     assert "9:0" not in everything(f"{bucket}/meshes")
+
+
+@pytest.mark.parametrize("part_voxels", [100, 10**6])
+def test_tables_and_labels_in_a_bucket(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_voxels: int
+) -> None:
+    monkeypatch.setattr(survey_module, "PART_VOXELS", part_voxels)
+    data = (np.random.default_rng(0).random((6, 7, 8)) < 0.2).astype(np.uint8)
+    options: dict[str, Any] = {"block_shape": (4, 4, 8), "client": "threads"}
+    for url in (f"{bucket}/cell.zarr", str(tmp_path / "cell.zarr")):
+        write_sample(url, data)
+        write_sample(url, data, labels="classes", classes={1: "specks"})
+        measure(url, csv=True, intensity=True, **options)
+        label(url, class_="specks", **options)
+    local, remote = tmp_path / "cell.zarr", everything(f"{bucket}/cell.zarr")
+    assert set(remote) == set(tree_digest(local))
+    assert any(key.startswith("tables/objects.parquet") for key in remote)
+    for key, stored in remote.items():
+        assert stored == (local / key).read_bytes(), key
+    with pytest.raises(FileExistsError, match="min_voxels: 1 → 2"):
+        measure(f"{bucket}/cell.zarr", intensity=True, min_voxels=2)
+    measure(f"{bucket}/cell.zarr", min_voxels=2, overwrite=True, chart=False)
+    tables = [key for key in everything(f"{bucket}/cell.zarr") if key.startswith("tables/")]
+    assert all(key.startswith("tables/objects.parquet") for key in tables)
 
 
 def test_a_volume_in_a_bucket(bucket: str) -> None:

@@ -123,6 +123,11 @@ def test_rows_are_of_the_objects_that_were_measured(cell: Path, tmp_path: Path):
     assert found is not None
     assert found["inline"]["ids"] == ["1", "2", "3", "4"]
     assert segment_properties(image, None) is None
+    write_table(path, objects(np.random.default_rng(0), 4, name="myofibrils"))
+    made = {"provenance": {"options": {"labels": "classes", "class": 2}}}
+    found = segment_properties(replace(image, attributes=made), pq.read_table(path))
+    assert found is not None
+    assert found["inline"]["properties"][0]["values"] == ["myofibrils"] * 4
     classes = segment_properties(open_volume(str(cell), labels="classes"), None)
     assert classes is not None
     assert classes["inline"]["properties"][0]["values"] == ["mitochondria", "myofibrils"]
