@@ -40,6 +40,8 @@ alone, again, or on another machine, and it meets the next stage on disk only::
 8. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
    :func:`report` makes one HTML page of that.
 9. :func:`view` shows samples in a browser.
+10. :func:`run` goes the whole way of a config, stage after stage, and passes by what is done;
+    :func:`init` writes such a config.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from cvdask.morphometry.descriptors import descriptors
     from cvdask.morphometry.mesh import mesh
     from cvdask.morphometry.objects import measure
+    from cvdask.pipeline.init import init
+    from cvdask.pipeline.run import run
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
@@ -97,6 +101,7 @@ __all__ = [
     "generate",
     "info",
     "ingest",
+    "init",
     "label",
     "measure",
     "mesh",
@@ -106,6 +111,7 @@ __all__ = [
     "phantom",
     "pyramid",
     "report",
+    "run",
     "segment",
     "study_imbalance",
     "train_gan",
@@ -126,6 +132,7 @@ _HOME = {
     "distance": ("cvdask.synthesis.distance", "distance"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
     "generate": ("cvdask.synthesis.generate", "generate"),
+    "init": ("cvdask.pipeline.init", "init"),
     "label": ("cvdask.morphometry.components", "label"),
     "measure": ("cvdask.morphometry.objects", "measure"),
     "mesh": ("cvdask.morphometry.mesh", "mesh"),
@@ -133,6 +140,7 @@ _HOME = {
     "open_ensemble": ("cvdask.volume.ensemble", "open_ensemble"),
     "order": ("cvdask.synthesis.order", "order"),
     "report": ("cvdask.comparison.report", "report"),
+    "run": ("cvdask.pipeline.run", "run"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
     "train_gan": ("cvdask.synthesis.train", "train_gan"),

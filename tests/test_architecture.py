@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "cvdask.synthesis.*",
         "cvdask.comparison.*",
         "cvdask.viewer.*",
+        "cvdask.pipeline.*",
     ),
     "cvdask.errors": (),
     "cvdask.volume": (),
@@ -125,7 +126,7 @@ MAY_IMPORT = {
     "cvdask.viewer": (),
     "cvdask.viewer.serving": (),
     "cvdask.viewer.view": (*STORE, "cvdask.viewer.serving", "cvdask.volume.ensemble"),
-    "cvdask.pipeline": ("cvdask", "cvdask.*"),
+    "cvdask.pipeline*": ("cvdask", "cvdask.*"),
     "cvdask.cli*": ("cvdask", "cvdask.*"),
 }
 

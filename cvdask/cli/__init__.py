@@ -6,7 +6,7 @@ What did the user ask for, and what is to be told? Each subcommand does three th
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
    ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``,
-   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``);
+   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.pipeline``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 
@@ -33,6 +33,7 @@ from cvdask.cli import (
     meshes,
     objects,
     ordering,
+    pipeline,
     segmentation,
     synthesis,
     training,
@@ -69,6 +70,7 @@ app.add_typer(synthesis.group)
 app.add_typer(ensembles.group)
 app.add_typer(ordering.group)
 app.add_typer(comparison.group)
+app.add_typer(pipeline.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -141,7 +141,7 @@ def compare(
     *inputs: str,
     out: str,
     groups: Mapping[str, Sequence[str]] | None = None,
-    labels: str = "classes",
+    labels: str | Mapping[str, str] = "classes",
     classes: str | Sequence[str] | None = None,
     measures: str | Sequence[str] | None = None,
     margin: float = 0.1,
@@ -168,8 +168,8 @@ def compare(
     groups : mapping of str to sequence of str, optional
         ``{"control": ["a.zarr", "b.zarr"], …}``; other inputs are groups of their own. What the
         others are held against comes first.
-    labels : str
-        Label image of classes.
+    labels : str, or mapping of str to str
+        Label image of classes; by group where they differ, ``classes`` for groups without.
     classes : str or sequence of str, optional
         Names of the classes to compare; by default all.
     measures : str or sequence of str, optional
@@ -226,7 +226,7 @@ def compare(
         "version": __version__,
         "options": {
             "groups": _members(samples),
-            "labels": labels,
+            "labels": labels if isinstance(labels, str) else dict(labels),
             "classes": list(reading.classes) if reading.classes is not None else None,
             "measures": list(reading.measures),
             "margin": margin,
@@ -244,8 +244,9 @@ def compare(
         return [plan]
     if state == "complete":
         return open_comparison(url)
-    _clear(url)
+    # First: a kill from here on leaves a folder that is known to be ours.
     write_json(url, SUMMARY, {"state": "begun", "provenance": provenance})
+    _clear(url)
     outcome: tuple[Any, Summary] = reduce(
         partial(summarise_block, reading),
         merge_summaries,
@@ -640,8 +641,7 @@ def _existing(url: str) -> Mapping[str, Any] | None:
 
 
 def _clear(url: str) -> None:
-    """Remove what an earlier comparison has written, and nothing else; its summary first."""
-    delete_object(url, SUMMARY)
+    """Remove what an earlier comparison has written beside its summary, and nothing else."""
     for name in WRITTEN:
         delete_object(url, name)
     delete_tree(url, "figures")

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OBJECTS = "tables/objects.parquet"
 DESCRIPTORS = "tables/descriptors.parquet"
 DENSITY = "tables/density.zarr"
+# Label image of classes, where nothing else is said.
+CLASSES = "classes"
 
 # What a stage writes last into a folder of parts.
 COMPLETE = "_cvdask.json"
@@ -215,7 +217,7 @@ def open_table(url: str, name: str) -> Table | None:
 def open_groups(
     inputs: Sequence[str],
     groups: Mapping[str, Sequence[str]] | None,
-    labels: str,
+    labels: str | Mapping[str, str],
 ) -> tuple[list[Sample], list[str]]:
     """Open all inputs, put them into groups and see whether they can be compared.
 
@@ -225,8 +227,8 @@ def open_groups(
         Samples and ensembles, each once. Those that are in no group are groups of their own.
     groups : mapping of str to sequence of str, optional
         Samples and ensembles by the name of their group: locations, or names of inputs.
-    labels : str
-        Label image of classes.
+    labels : str, or mapping of str to str
+        Label image of classes; by group where they differ.
 
     Returns
     -------
@@ -243,10 +245,20 @@ def open_groups(
     """
     placed = _place(inputs, groups or {})
     shown = _short_names(list(placed))
+    in_group = {url: group or shown[url] for url, group in placed.items()}
+    by_group = {
+        group: labels if isinstance(labels, str) else labels.get(group, CLASSES)
+        for group in in_group.values()
+    }
+    if not isinstance(labels, str) and not set(labels) <= set(by_group):
+        raise ValueError(
+            f"label images are given by group. There are {', '.join(by_group)}. Received: "
+            f"{', '.join(labels)}"
+        )
     samples = [
         sample
-        for url, group in placed.items()
-        for sample in _open_input(url, shown[url], group or shown[url], labels)
+        for url, group in in_group.items()
+        for sample in _open_input(url, shown[url], group, by_group[group])
     ]
     if len(samples) < 2:
         raise ValueError(

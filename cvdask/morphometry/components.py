@@ -23,6 +23,7 @@ import numpy as np
 
 from cvdask import __version__
 from cvdask.engine.cluster import connect
+from cvdask.engine.ledger import Ledger
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.block_objects import paint
@@ -186,6 +187,9 @@ def label(
             update_attributes(output, objects=numbers.totals[1], small_objects=numbers.n_small)
             job = _Writing(survey, numbers, output)
             fill([output], writing, partial(write_block, job), client=pool)
+        else:
+            # A kill after the level was sealed has left its markers.
+            Ledger(output.url, output.levels[0].path).clear()
         build_levels(full, client=pool)
     delete_tree(output.url, f"{output.group}/{SCRATCH.partition('/')[0]}")
     publish(full)
