@@ -21,25 +21,25 @@ from tests.trees import tree_digest
 
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sample with ``labels/objects``, 24 of them, and ``labels/classes``."""
+    """A sample with ``labels/mitochondria``, 24 of them, and ``labels/classes``."""
     folder = tmp_path_factory.mktemp("meshes")
     objects = np.zeros((8, 12, 16), np.uint16)
     objects[1::4, 1::4, 1::4] = objects[2::4, 1::4, 1::4] = np.arange(1, 25).reshape(2, 3, 4)
     url = folder / "cell.zarr"
     write_sample(url, np.zeros(objects.shape, np.uint8))
-    write_sample(url, objects, labels="objects")
+    write_sample(url, objects, labels="mitochondria")
     names = {1: "mitochondria", 2: "nucleus"}
     write_sample(url, (objects > 0).astype(np.uint8), labels="classes", classes=names)
     return url
 
 
 def test_it_writes_what_the_function_writes(call: Call, cell: Path, tmp_path: Path):
-    line = f"mesh {cell} --labels objects --ids 3,1 --out {tmp_path}/a"
+    line = f"mesh {cell} --labels mitochondria --ids 3,1 --out {tmp_path}/a"
     code, text, error = call(line)
     assert (code, error) == (0, "")
     assert text.splitlines()[1].split()[:4] == ["1", "2", "10", "16"]
     assert text.splitlines()[-1] == f"written: {tmp_path}/a, 2 meshes"
-    cvdask.mesh(str(cell), labels="objects", ids=[1, 3], out=str(tmp_path / "b"))
+    cvdask.mesh(str(cell), labels="mitochondria", ids=[1, 3], out=str(tmp_path / "b"))
     assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
     assert trimesh.load_mesh(tmp_path / "a/3.ply").is_watertight
     code, text, _ = call(line)
@@ -48,7 +48,9 @@ def test_it_writes_what_the_function_writes(call: Call, cell: Path, tmp_path: Pa
 
 
 def test_it_tells_a_program(call: Call, cell: Path, tmp_path: Path):
-    line = f"mesh {cell} --labels objects --min-voxels 2 --out {tmp_path}/a --format stl --json"
+    line = (
+        f"mesh {cell} --labels mitochondria --min-voxels 2 --out {tmp_path}/a --format stl --json"
+    )
     code, plan, _ = call(line + " --dry-run")
     assert code == 0
     stages = [one["stage"] for one in json.loads(plan)["plans"]]
@@ -80,13 +82,13 @@ def test_a_class_without_voxels_is_said(call: Call, cell: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--labels objects --ids 1,99", "labels from 1 to 24"),
-        ("--labels objects --ids one", "'one'"),
-        ("--labels objects", "--min-voxels N"),
+        ("--labels mitochondria --ids 1,99", "labels from 1 to 24"),
+        ("--labels mitochondria --ids one", "'one'"),
+        ("--labels mitochondria", "--min-voxels N"),
         ("--labels classes --ids 1", "--class"),
         ("--labels none --ids 1", "'none'"),
-        ("--labels objects --ids 1 --format vrml", "'vrml'"),
-        ("--labels objects --ids 1 --workers 2 --client serial", "--workers 2"),
+        ("--labels mitochondria --ids 1 --format vrml", "'vrml'"),
+        ("--labels mitochondria --ids 1 --workers 2 --client serial", "--workers 2"),
         ("--ids 1", "--labels"),
     ],
 )
@@ -146,6 +148,6 @@ def test_a_mesh_of_the_command_line_ends_with_1_where_blocks_fail(
 
     monkeypatch.setattr(mesh_module, "_file_block", no_answer)
     code = cli.run(
-        ["mesh", str(cell), "--labels", "objects", "--ids", "2", "--out", str(tmp_path / "a")]
+        ["mesh", str(cell), "--labels", "mitochondria", "--ids", "2", "--out", str(tmp_path / "a")]
     )
     assert code == 1

@@ -27,10 +27,10 @@ def write_cell(url: Path | str, data: np.ndarray) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with ``cell.zarr``, and two shuffled copies of it in ``ENSEMBLE.zarr``."""
+    """A folder with ``cell.zarr``, and two shuffled copies of it in ``virtual.zarr``."""
     stack = blobs(20)[:, ::3, ::3]
     write_cell(tmp_path / "cell.zarr", stack)
-    made = create_ensemble(tmp_path / "ENSEMBLE.zarr", 2, {"stage": "generate"})
+    made = create_ensemble(tmp_path / "virtual.zarr", 2, {"stage": "generate"})
     for number in range(2):
         places = np.random.default_rng(number).permutation(20)
         write_cell(made.member_url(number), stack[places])
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_order_tells_lengths_bounds_and_means(call: Call, folder: Path):
-    line = f"order {folder}/ENSEMBLE.zarr --real {folder}/cell.zarr"
+    line = f"order {folder}/virtual.zarr --real {folder}/cell.zarr"
     code, text, error = call(line)
     assert (code, error) == (0, "")
     lines = text.splitlines()
@@ -56,7 +56,7 @@ def test_order_tells_lengths_bounds_and_means(call: Call, folder: Path):
 
 
 def test_one_volume_and_many(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    code, text, _ = call(f"order {folder}/ENSEMBLE.zarr/0001 --name sorted -v")
+    code, text, _ = call(f"order {folder}/virtual.zarr/0001 --name sorted -v")
     assert (code, "label image 'sorted' of 1 volumes" in text) == (0, True)
     assert [row.split(":")[0] for row in text.splitlines() if "Mvoxel" in row] == [
         "pack",
@@ -65,17 +65,17 @@ def test_one_volume_and_many(call: Call, folder: Path, monkeypatch: pytest.Monke
         "write",
     ]
     monkeypatch.setattr(ordering, "MOST_SHOWN", 1)
-    assert "… 1 more" in call(f"order {folder}/ENSEMBLE.zarr")[1]
+    assert "… 1 more" in call(f"order {folder}/virtual.zarr")[1]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("order ENSEMBLE.zarr --labels none", "'none'"),
-        ("order ENSEMBLE.zarr --name classes", "'classes'"),
+        ("order virtual.zarr --labels none", "'none'"),
+        ("order virtual.zarr --name classes", "'classes'"),
         ("order nowhere.zarr", "nowhere.zarr"),
-        ("order ENSEMBLE.zarr --real nowhere.zarr", "nowhere.zarr"),
-        ("order ENSEMBLE.zarr --workers 2 --client serial", "--workers 2"),
+        ("order virtual.zarr --real nowhere.zarr", "nowhere.zarr"),
+        ("order virtual.zarr --workers 2 --client serial", "--workers 2"),
     ],
 )
 def test_bad_input_ends_with_2(
