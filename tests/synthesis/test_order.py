@@ -131,7 +131,7 @@ class Interrupted(BaseException):
 STEPS = (
     ("begin", (1, 4, 5)),  # the first three only look
     ("delete_tree", (1, 2)),
-    ("write_object", (1, 8, 20)),
+    ("write_checked", (1, 8, 20)),
     ("write_json", (1, 3)),
     ("write_box", (1, 4)),
     ("sweep", (1,)),
