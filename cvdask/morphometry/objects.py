@@ -439,7 +439,8 @@ def _write_columns(url: str, key: str, columns: Mapping[str, np.ndarray]) -> Non
 
     table = pa.table(dict(columns))
     sink = io.BytesIO()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    # Read once, soon: what is fast to pack is better than what is small.
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     write_object(url, key, sink.getvalue())
