@@ -245,10 +245,10 @@ def large(n: int, side: int, folder: Path) -> None:
         "import sys, json, cvdask\n"
         "from cvdask.engine.blockwise import peak_memory_bytes\n"
         "from cvdask.engine.plan import watch_summaries\n"
-        "from cvdask.synthesis.order_table import table_metadata\n"
+        "from cvdask.volume.parquet import table_metadata\n"
         "with watch_summaries() as summaries:\n"
         "    table = cvdask.order(sys.argv[1], client='threads')\n"
-        "(one,) = table_metadata(table)['volumes'].values()\n"
+        "(one,) = table_metadata(table.schema)['volumes'].values()\n"
         "told = {s.stage: s.seconds for s in summaries}\n"
         "print(json.dumps({'peak': peak_memory_bytes(), 'seconds': told, 'gap': one['gap']}))\n"
     )

@@ -327,8 +327,9 @@ def _rows(main: Sequence[Mapping[str, Any]], verbose: bool) -> list[list[str]]:
         numbers = (row[key] for key in ("mean_a", "mean_b", "effect", "p", "p_holm"))
         texts = ["–" if value is None else f"{value:.3g}" for value in numbers]
         units = f"{row['n_a']} + {row['n_b']} {row['level']}s"
-        # Of z-blocks a notice speaks once for all.
-        rows.append([name, *texts, units, row["note"] if row["level"] == "volume" else ""])
+        # Of tests between z-blocks a notice speaks once for all.
+        told = row["level"] == "volume" or row["p"] is None
+        rows.append([name, *texts, units, row["note"] if told else ""])
     return rows
 
 

@@ -31,6 +31,7 @@ from cvdask.cli.options import (
 )
 from cvdask.cli.printing import (
     clean,
+    number_text,
     print_json,
     print_lines,
     print_scores,
@@ -44,9 +45,7 @@ if TYPE_CHECKING:
 group = typer.Typer()
 
 
-@group.command(
-    epilog="Example: cvdask generate --model gan.keras --volumes 25 --slices 96 heart.zarr"
-)
+@group.command(epilog="Example: cvdask generate --model gan.keras --volumes 25 virtual.zarr")
 def generate(
     out: Annotated[
         str,
@@ -171,7 +170,7 @@ def generate(
 
 
 @group.command(
-    epilog="Example: cvdask distance heart.zarr --real cell.zarr --labels classes --json"
+    epilog="Example: cvdask distance virtual.zarr --real cell.zarr --labels classes --json"
 )
 def distance(
     ensemble: Annotated[
@@ -194,7 +193,8 @@ def distance(
     generated_labels: Annotated[
         str | None,
         typer.Option(
-            help="Label image of the generated ones; by default ordered, else classes.",
+            help="Label image of the generated ones; by default ordered, else classes, else that "
+            "of the real ones.",
             rich_help_panel=RARE,
         ),
     ] = None,
@@ -283,10 +283,10 @@ def _rows(found: EnsembleDistance) -> list[list[str]]:
         for name, both in found.extents.items()
     ]
     if found.path_length is not None:
-        rows.append(["path length", f"{found.path_length:.4g}", "", ""])
+        rows.append(["path length", number_text(found.path_length), "", ""])
     return rows
 
 
 def _numbers(generated: float, real: float) -> list[str]:
     ratio = generated / real if real else math.nan
-    return ["–" if math.isnan(value) else f"{value:.4g}" for value in (generated, real, ratio)]
+    return [number_text(value) for value in (generated, real, ratio)]

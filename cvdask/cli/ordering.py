@@ -35,7 +35,7 @@ SHOWN_LAGS = (1, 2, 4, 8, 16, 32)
 MOST_SHOWN = 25
 
 
-@group.command(epilog="Example: cvdask order ENSEMBLE.zarr --real cell.zarr")
+@group.command(epilog="Example: cvdask order virtual.zarr --real cell.zarr")
 def order(
     volumes: Annotated[
         str,
@@ -103,9 +103,9 @@ def order(
     if isinstance(written, list):
         tell_plans("order", written, as_json)
         return
-    from cvdask.synthesis.order_table import table_metadata
+    from cvdask.volume.parquet import table_metadata
 
-    found = table_metadata(written)
+    found = table_metadata(written.schema)
     if as_json:
         print_json(
             {

@@ -1,4 +1,7 @@
-"""Commands of synthesis: networks that make slices, and what is made with them.
+"""The command that trains a network to make label slices.
+
+It turns its options into the keywords of the function of the same name, calls it, and tells what
+came of it.
 
 The defaults stand here once more, because the help must not load what has them: the class of the
 options imports a network framework. A test holds the two together.

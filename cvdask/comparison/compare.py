@@ -74,6 +74,7 @@ from cvdask.volume.objects import (
     write_json,
     write_object,
 )
+from cvdask.volume.parquet import read_table, write_table
 from cvdask.volume.store import open_volume, read_attributes, volume_digest
 
 if TYPE_CHECKING:
@@ -103,11 +104,11 @@ class Comparison:
 
     def statistics(self) -> pa.Table:
         """Read the table of all tests."""
-        return _read_table(self.url, "statistics.parquet")
+        return read_table(self.url, "statistics.parquet")
 
     def volumes(self) -> pa.Table:
         """Read the table of all volumes: a row for each measure of each class."""
-        return _read_table(self.url, "volumes.parquet")
+        return read_table(self.url, "volumes.parquet")
 
     def to_xarray(self) -> xarray.Dataset:
         """Return ``mean``, ``sd`` and ``n`` with the dimensions volume, class and measure.
@@ -620,20 +621,11 @@ def _as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _write_table(url: str, name: str, table: pa.Table) -> None:
     import pyarrow.csv
-    import pyarrow.parquet
 
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_object(url, f"{name}.parquet", buffer.getvalue())
+    write_table(url, f"{name}.parquet", table)
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(table, buffer)
     write_object(url, f"{name}.csv", buffer.getvalue())
-
-
-def _read_table(url: str, name: str) -> pa.Table:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(io.BytesIO(read_object(url, name) or b""))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.block_objects import paint
 from cvdask.morphometry.partials import KEY, N_VOXELS
 from cvdask.morphometry.runs import CONNECTIVITIES
-from cvdask.morphometry.scratch import read_arrays, write_arrays
 from cvdask.morphometry.survey import (
     Numbering,
     Survey,
@@ -46,6 +45,7 @@ from cvdask.volume.boxes import Block, Box
 from cvdask.volume.classes import class_values, measured_box, named_values, open_classes
 from cvdask.volume.objects import delete_tree
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
+from cvdask.volume.scratch import read_arrays, write_arrays
 from cvdask.volume.store import (
     Volume,
     describe,

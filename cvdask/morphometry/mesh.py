@@ -52,7 +52,6 @@ from cvdask.morphometry.mesh_pieces import (
     write_pieces,
 )
 from cvdask.morphometry.object_extents import EXTENT, add_extents, object_extents
-from cvdask.morphometry.tables import read_table, table_metadata, write_table
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.classes import block_shape, class_values, measured_box, open_classes
 from cvdask.volume.objects import (
@@ -69,6 +68,7 @@ from cvdask.volume.objects import (
     write_object,
     write_parts,
 )
+from cvdask.volume.parquet import read_table, table_metadata, write_table
 from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 if TYPE_CHECKING:

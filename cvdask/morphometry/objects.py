@@ -30,7 +30,6 @@ from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.distributions import draw_distributions
 from cvdask.morphometry.partials import GREY_DIGIT, KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
-from cvdask.morphometry.scratch import read_checked, write_checked
 from cvdask.morphometry.shapes import COLUMN_NOTES, CONTACT_NOTE, shape_columns
 from cvdask.morphometry.survey import (
     Numbering,
@@ -48,7 +47,6 @@ from cvdask.morphometry.tables import (
     destination,
     existing_table,
     open_table,
-    write_table,
 )
 from cvdask.volume.boxes import AXES, Block, Box
 from cvdask.volume.classes import measured_box, named_values, open_classes
@@ -59,6 +57,8 @@ from cvdask.volume.objects import (
     write_json,
     write_parts,
 )
+from cvdask.volume.parquet import write_table
+from cvdask.volume.scratch import read_checked, write_checked
 from cvdask.volume.store import Level, Volume, open_volume, volume_digest
 
 if TYPE_CHECKING:

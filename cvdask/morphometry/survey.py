@@ -46,7 +46,6 @@ from cvdask.morphometry.block_objects import (
 from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
 from cvdask.morphometry.partials import CELLS, KEY, Layout, merge_rows
 from cvdask.morphometry.runs import NO_CLASS, roots_of, unite
-from cvdask.morphometry.scratch import read_arrays, write_arrays
 from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
 from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.classes import (
@@ -57,6 +56,7 @@ from cvdask.volume.classes import (
 )
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import list_objects, read_json, redact, write_json
+from cvdask.volume.scratch import read_arrays, write_arrays
 from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 # Blocks hold about so many voxels: more would pass the memory of small workers where every voxel is

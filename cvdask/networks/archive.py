@@ -31,10 +31,19 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader | io.BytesIO:
-    """Open a local file, or fetch a remote one."""
+    """Open a local file, or fetch a remote one.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none.
+    """
     url = normalize_url(path)
     if not is_remote(url):
-        return open(url, "rb")
+        try:
+            return open(url, "rb")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no network at {url}") from error
     parent, _, name = url.rpartition("/")
     data = read_object(parent, name)
     if data is None:

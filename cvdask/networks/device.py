@@ -1,4 +1,4 @@
-"""What does a network run on, and has its memory run out?
+"""What does a network run on, in which versions, and has its memory run out?
 
 Each backend of Keras has its own words. It is imported when it is asked about, and not before.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 
 
 def prepare_framework(threads: int) -> None:
@@ -32,6 +33,20 @@ def prepare_framework(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def framework_versions() -> dict[str, str]:
+    """Return the versions that a run depends on. Starts the framework."""
+    import keras
+    import numpy
+
+    backend = keras.backend.backend()
+    return {
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "keras": keras.__version__,
+        backend: __import__(backend).__version__,
+    }
 
 
 def has_gpu() -> bool:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +32,8 @@ from keras import ops
 
 from cvdask import __version__
 from cvdask.engine.ledger import standing
-from cvdask.networks.device import has_gpu, is_out_of_memory
-from cvdask.networks.files import write_json_file
+from cvdask.networks.device import framework_versions, has_gpu, is_out_of_memory
+from cvdask.networks.files import existing_record, write_json_file
 from cvdask.networks.prefetch import prefetch
 from cvdask.segmentation import model_file
 from cvdask.segmentation.crops import CropPlan, Data, batches
@@ -282,7 +281,7 @@ def train(
     unet, model = model_file.load(files.fold(scores["chosen_fold"]))
     # A reduced precision is tried on these before it is used.
     judges = [asdict(one.patch) for one in _judges(selection, scores["best_fold"])]
-    run = {**provenance, **_versions(), "scores": scores, "validation": judges}
+    run = {**provenance, "versions": framework_versions(), "scores": scores, "validation": judges}
     unet = replace(unet, run=run)
     _draw_curves(files.log, files.curves, tuple(selection.classes.values()))
     model_file.save(unet, model, files.out)
@@ -333,18 +332,6 @@ def _provenance(samples: Sequence[Volume], labels: str, options: TrainingOptions
     }
 
 
-def _versions() -> dict[str, Any]:
-    backend = keras.backend.backend()
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "keras": keras.__version__,
-            backend: __import__(backend).__version__,
-        }
-    }
-
-
 def _begin(
     files: RunFiles,
     provenance: Mapping[str, Any],
@@ -354,11 +341,7 @@ def _begin(
     overwrite: bool,
 ) -> dict[str, Any]:
     """Look at the destination, clear it when it is to be replaced, and write the run record."""
-    existing = None
-    if files.record.exists():
-        existing = json.loads(files.record.read_text())
-    elif files.out.exists():
-        existing = {}
+    existing = existing_record(files.record, files.out)
     state = standing(os.fspath(files.out), existing, provenance, resume=resume, overwrite=overwrite)
     if existing and state != "new" and (state == "begun" or files.out.exists()):
         return dict(existing)
@@ -369,7 +352,7 @@ def _begin(
     record = {
         "state": "begun",
         "provenance": dict(provenance),
-        **_versions(),
+        "versions": framework_versions(),
         "selection": selection.as_dict(),
         "folds": [],
     }
@@ -516,7 +499,12 @@ def _train_fold(
             # Without validation the last network is the one to keep.
             if not validation or score > (-1.0 if state.best_score is None else state.best_score):
                 state.best_score, state.best_epoch = _finite(score), state.epoch
-                run = {**unet.run, **_versions(), "fold": number, "epoch": state.epoch}
+                run = {
+                    **unet.run,
+                    "versions": framework_versions(),
+                    "fold": number,
+                    "epoch": state.epoch,
+                }
                 kept = replace(unet, run={**run, "f1": record["f1"]})
                 model_file.save(kept, average, files.fold(number))
             if (

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.volume.objects import is_remote, redact
+from cvdask.networks.files import network_path
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,7 @@ class GanFiles:
         ValueError
             When it is not a local ``.keras`` file.
         """
-        path = Path(out)
-        if is_remote(os.fspath(out)) or path.suffix != ".keras":
-            raise ValueError(
-                f"a network is written to a local file that ends in .keras. Received: "
-                f"{redact(os.fspath(out))}"
-            )
-        return cls(path)
+        return cls(network_path(out))
 
     def _with(self, ending: str) -> Path:
         return self.out.with_name(self.out.stem + ending)

@@ -113,7 +113,7 @@ def distance(
         Label image of the real volumes.
     generated_labels : str, optional
         Label image of the generated ones; by default ``ordered``, where ``order`` has written it,
-        else ``classes``.
+        else ``classes``, else that of the real ones.
     z_range : (int, int), optional
         Slices of the real volumes that the generator was trained on; by default all.
     unseen_z_range : (int, int), optional
@@ -136,7 +136,7 @@ def distance(
         When classes or voxel sizes of the two do not agree, or there are too few slices.
     """
     members = _members(ensemble)
-    chosen = generated_labels or _best_labels(members[0])
+    chosen = generated_labels or _best_labels(members[0], labels)
     notes: list[str] = []
     made = _opened(notes, members, chosen)
     originals = [real] if isinstance(real, Volume | str) else list(real)
@@ -191,9 +191,10 @@ def _members(ensemble: Ensemble | Volume | str | os.PathLike[str]) -> list[Volum
     return list(ensemble)
 
 
-def _best_labels(member: Volume | str) -> str:
+def _best_labels(member: Volume | str, real_labels: str) -> str:
     names = (open_volume(member) if isinstance(member, str) else member).label_names()
-    return next((name for name in GENERATED_LABELS if name in names), GENERATED_LABELS[-1])
+    wanted = (*GENERATED_LABELS, real_labels)
+    return next((name for name in wanted if name in names), GENERATED_LABELS[-1])
 
 
 def _opened(

@@ -32,7 +32,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from cvdask import __version__
 from cvdask.engine.blockwise import run
@@ -52,7 +51,7 @@ from cvdask.synthesis.jaccard import (
     packed_shape,
     values_present,
 )
-from cvdask.synthesis.order_table import table_metadata, write_tables
+from cvdask.synthesis.order_table import write_tables
 from cvdask.synthesis.slices import SliceSet
 from cvdask.synthesis.tour import Path, shortest_path
 from cvdask.volume.boxes import Block, Box, Grid
@@ -63,11 +62,11 @@ from cvdask.volume.objects import (
     delete_tree,
     normalize_url,
     read_json,
-    read_object,
     redact,
     write_json,
-    write_object,
 )
+from cvdask.volume.parquet import table_metadata
+from cvdask.volume.scratch import read_array, write_checked
 from cvdask.volume.store import (
     Level,
     Volume,
@@ -90,8 +89,6 @@ MOST_PACKED = 512
 FEWEST_PACKED = 32
 # Columns through all slices that are put in order at once.
 COLUMN_BYTES = 2**28
-# Checksums tell whether scratch is whole; bits of labels shrink to a tenth besides.
-CODEC = Zstd(level=1, checksum=True)
 STAGES = ("pack", "compare", "path", "write")
 
 
@@ -265,7 +262,7 @@ def order(
         _publish(job, outputs)
     delete_tree(job.url, job.scratch)
     table = _write_tables(job, outputs, provenance, beside)
-    for notice in table_metadata(table)["warnings"]:
+    for notice in table_metadata(table.schema)["warnings"]:
         warnings.warn(notice, stacklevel=2)
     return table
 
@@ -444,7 +441,7 @@ def _pack_block(job: _Job, block: Block) -> None:
     codes[list(job.values)] = np.arange(1, len(job.values) + 1)
     packed = pack((codes[image] for image in data), len(data), len(job.values))
     key = _pack_key(job, number, first // job.group)
-    write_object(job.url, key, CODEC.encode(packed.words))
+    write_checked(job.url, key, packed.words)
 
 
 def _pack_key(job: _Job, number: int, group: int) -> str:
@@ -458,7 +455,7 @@ def _compare_block(job: _Job, block: Block) -> None:
     rows = _read_packed(job, number, i)
     columns = rows if i == j else _read_packed(job, number, j)
     common = count_common(rows, columns).astype(_count_type(job))
-    write_object(job.url, _counts_key(job, number, pair), CODEC.encode(common))
+    write_checked(job.url, _counts_key(job, number, pair), common)
 
 
 def _counts_key(job: _Job, number: int, pair: int) -> str:
@@ -472,21 +469,8 @@ def _count_type(job: _Job) -> np.dtype[Any]:
 def _read_packed(job: _Job, number: int, group: int) -> Packed:
     first, stop = job.slices_of(group)
     shape = packed_shape(stop - first, job.n_pixels, n_planes(len(job.values)))
-    words = _read_scratch(job, _pack_key(job, number, group), np.dtype(np.uint64), shape)
+    words = read_array(job.url, _pack_key(job, number, group), np.dtype(np.uint64), shape)
     return Packed(words, stop - first)
-
-
-def _read_scratch(job: _Job, key: str, kind: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
-    where = f"{redact(job.url)}/{key}"
-    stored = read_object(job.url, key)
-    if stored is None:
-        raise DamagedData(f"{where} is gone: run the same command with --overwrite")
-    found = np.empty(shape, kind)
-    try:
-        CODEC.decode(stored, found)
-        return found
-    except (RuntimeError, ValueError) as error:
-        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
 
 
 def _path_block(job: _Job, block: Block) -> None:
@@ -520,7 +504,7 @@ def _assemble(job: _Job, number: int) -> tuple[np.ndarray, np.ndarray]:
     def common(pair: int) -> tuple[slice, slice, np.ndarray]:
         rows, columns = (slice(*job.slices_of(group)) for group in job.pairs[pair])
         shape = (rows.stop - rows.start, columns.stop - columns.start)
-        found = _read_scratch(job, _counts_key(job, number, pair), _count_type(job), shape)
+        found = read_array(job.url, _counts_key(job, number, pair), _count_type(job), shape)
         return rows, columns, found.astype(np.int64)
 
     for pair, (i, j) in enumerate(job.pairs):

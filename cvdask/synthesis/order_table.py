@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cvdask.errors import DamagedData
-from cvdask.volume.objects import read_json, read_object, redact, write_json, write_object
+from cvdask.volume.objects import object_exists, read_json, write_json
+from cvdask.volume.parquet import read_table, write_table
 from cvdask.volume.store import Volume, read_attributes
 
 if TYPE_CHECKING:
@@ -51,16 +50,15 @@ def write_tables(
     """
     rests_on = json.loads(json.dumps(rests_on))
     known = read_json(url, f"{stem}.json")
-    if known is not None and known.get("provenance") == rests_on:
-        stored = read_object(url, f"{stem}.parquet")
-        if stored is not None:
-            return _parse_table(stored, f"{redact(url)}/{stem}.parquet")
+    rests_on_the_same = known is not None and known.get("provenance") == rests_on
+    if rests_on_the_same and object_exists(url, f"{stem}.parquet"):
+        return read_table(url, f"{stem}.parquet")
     found = {
         name: read_attributes(output.url, labels=output.name) for name, output in outputs.items()
     }
     summary = _summary(found, rests_on, real() if real is not None else None)
     table = _as_table(found, summary)
-    write_object(url, f"{stem}.parquet", _serialise(table))
+    write_table(url, f"{stem}.parquet", table)
     # Last: it says what the table rests on.
     write_json(url, f"{stem}.json", summary)
     return table
@@ -130,26 +128,3 @@ def _as_table(found: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]
     return pa.Table.from_pydict(
         columns, pa.schema(list(zip(COLUMNS, kinds, strict=True)), metadata)
     )
-
-
-def _serialise(table: pa.Table) -> bytes:
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _parse_table(stored: bytes, where: str) -> pa.Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(io.BytesIO(stored))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DamagedData(f"{where} is no table: {error}. Remove it and run this again") from error
-
-
-def table_metadata(table: pa.Table) -> dict[str, Any]:
-    """Return what a table says of its volumes: what the JSON file holds."""
-    return dict(json.loads((table.schema.metadata or {}).get(b"cvdask", b"{}")))

@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shutil
 import time
 import warnings
@@ -34,8 +33,8 @@ import numpy as np
 from cvdask import __version__
 from cvdask.engine.ledger import standing
 from cvdask.engine.progress import ProgressBar
-from cvdask.networks.device import has_gpu
-from cvdask.networks.files import write_json_file
+from cvdask.networks.device import framework_versions, has_gpu
+from cvdask.networks.files import existing_record, write_json_file
 from cvdask.synthesis import gan_file
 from cvdask.synthesis.architecture import (
     Architecture,
@@ -443,16 +442,6 @@ def _provenance(slices: SliceSet, options: GanOptions) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
-    name = backend()
-    return {
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "keras": keras.__version__,
-        name: __import__(name).__version__,
-    }
-
-
 def _begin(
     files: GanFiles,
     provenance: Mapping[str, Any],
@@ -463,11 +452,7 @@ def _begin(
     overwrite: bool,
 ) -> dict[str, Any]:
     """Look at the destination, clear it when it is to be replaced, and write the run record."""
-    existing = None
-    if files.record.exists():
-        existing = json.loads(files.record.read_text())
-    elif files.out.exists():
-        existing = {}
+    existing = existing_record(files.record, files.out)
     state = standing(os.fspath(files.out), existing, provenance, resume=resume, overwrite=overwrite)
     if existing and state != "new" and (state == "begun" or files.out.exists()):
         return dict(existing)
@@ -478,7 +463,7 @@ def _begin(
     record = {
         "state": "begun",
         "provenance": dict(provenance),
-        "versions": _versions(),
+        "versions": framework_versions(),
         "plan": plan(slices, options).as_dict(),
     }
     write_json_file(files.record, record)

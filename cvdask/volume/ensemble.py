@@ -3,7 +3,7 @@
 An ensemble is a Zarr group whose members are ordinary samples, so that whatever works on a volume
 works on each of them::
 
-    heart.zarr/                  this module: state, provenance, names of the members
+    virtual.zarr/                this module: state, provenance, names of the members
         0000/                    a sample: image, labels/classes …
         0001/
         tables/                  what was measured over all of them
@@ -50,9 +50,9 @@ class Ensemble:
 
     Examples
     --------
-    >>> ensemble = Ensemble("/data/heart.zarr", ("0000", "0001"))
+    >>> ensemble = Ensemble("/data/virtual.zarr", ("0000", "0001"))
     >>> len(ensemble), ensemble.member_url(1)
-    (2, '/data/heart.zarr/0001')
+    (2, '/data/virtual.zarr/0001')
     """
 
     url: str

@@ -184,6 +184,7 @@ class Volume:
         if name not in (names := self.label_names()):
             raise ValueError(
                 f"{redact(self.url)} has the label images {names or 'none'}. Received: {name!r}"
+                f"{'; choose one of those' if names else ''}"
             )
         return open_volume(self.url, labels=name)
 

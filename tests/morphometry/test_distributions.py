@@ -9,7 +9,8 @@ import pytest
 
 from cvdask.morphometry import distributions as distributions_module
 from cvdask.morphometry.distributions import MEASURES, draw_distributions, summarize
-from cvdask.morphometry.tables import Table, complete_parts, open_table, write_table
+from cvdask.morphometry.tables import Table, complete_parts, open_table
+from cvdask.volume.parquet import write_table
 
 
 def write_objects(folder, n: int, n_parts: int = 1) -> Table:

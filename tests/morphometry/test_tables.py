@@ -14,11 +14,9 @@ from cvdask.morphometry.tables import (
     destination,
     existing_table,
     open_table,
-    read_table,
-    table_metadata,
-    write_table,
 )
 from cvdask.volume.objects import write_json
+from cvdask.volume.parquet import read_table, table_metadata, write_table
 
 SCRATCH = ".cvdask/t.parquet"
 PROVENANCE = {"provenance": {"stage": "measure"}}

@@ -30,7 +30,7 @@ def tissue(
 
 def write(url: Path, data: np.ndarray, size: float = 20, label: str = "classes") -> str:
     options = {"voxel_size_nm": (40, size, size), "shard_shape": (32, 64, 64)}
-    if label == "classes":
+    if label != "ordered":  # that is added to a sample
         write_sample(url, np.zeros(data.shape, np.uint8), **options)
     write_sample(url, data, labels=label, classes=NAMES, **options)
     return str(url)
@@ -98,6 +98,13 @@ def test_ordered_slices_are_preferred(tmp_path):
     assert after.neighbours[0] < 0.5 * before.neighbours[0]
     again = distance(made, real=real, generated_labels="classes")
     assert again.neighbours == before.neighbours
+
+
+def test_labels_of_the_real_ones_where_there_are_none_of_the_usual(tmp_path):
+    real = write(tmp_path / "real.zarr", tissue(0), label="truth")
+    found = distance(real, real=real, labels="truth")
+    assert found.labels == "truth"
+    assert found.distance.frechet == pytest.approx(0, abs=1e-6)
 
 
 def test_a_single_volume_and_its_path_length(tmp_path):

@@ -17,8 +17,8 @@ from cvdask.synthesis import order as stage
 from cvdask.synthesis.continuity import mean_distances
 from cvdask.synthesis.jaccard import jaccard_matrix
 from cvdask.synthesis.order import order, shortest_path
-from cvdask.synthesis.order_table import table_metadata
 from cvdask.volume.ensemble import create_ensemble, publish_ensemble
+from cvdask.volume.parquet import table_metadata
 from cvdask.volume.store import Volume, open_volume, read_attributes
 from cvdask.volume.verify import verify
 from tests.samples import write_sample
@@ -113,7 +113,7 @@ def test_every_member_of_an_ensemble(tmp_path, small_blocks):
     assert stored.equals(table, check_metadata=True)
     assert table["volume"].to_pylist() == [f"{k:04d}" for k in range(3) for _ in range(N)]
     told = json.loads(Path(url, "tables/order.json").read_text())
-    assert told == table_metadata(table)
+    assert told == table_metadata(table.schema)
     assert list(told["volumes"]) == ["0000", "0001", "0002"]
     assert told["mean"]["j"][0] < told["mean"]["j_before"][0] / 2
 
@@ -196,9 +196,9 @@ def test_beside_a_real_stack(tmp_path):
     real = written(tmp_path / "real.zarr", side)
     places = np.random.default_rng(1).permutation(N)
     sample = written(tmp_path / "made.zarr", side[places])
-    alone = table_metadata(order(sample))
+    alone = table_metadata(order(sample).schema)
     assert (alone["real"], alone["j1_ratio"]) == (None, None)
-    beside = table_metadata(order(sample, real=real))
+    beside = table_metadata(order(sample, real=real).schema)
     np.testing.assert_allclose(beside["real"], mean_distances(jaccard_matrix(side)))
     assert beside["j1_ratio"] == pytest.approx(1)
     assert beside["volumes"] == alone["volumes"]
@@ -208,7 +208,7 @@ def test_beside_a_real_stack(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 13])
 def test_few_slices(tmp_path, n):
     data = shuffled(n=n)[0]
-    found = table_metadata(order(written(tmp_path / "cell.zarr", data)))
+    found = table_metadata(order(written(tmp_path / "cell.zarr", data)).schema)
     (one,) = found["volumes"].values()
     assert (one["n_slices"], len(one["j"]), one["gap"]) == (n, n - 1, 0)
 
@@ -221,7 +221,7 @@ def test_empty_and_equal_slices_are_told(tmp_path):
         table = order(written(tmp_path / "cell.zarr", data))
     told = [str(one.message) for one in caught]
     assert ["3 of 24" in told[0], "1 of 24" in told[1]] == [True, True]
-    assert table_metadata(table)["warnings"] == told
+    assert table_metadata(table.schema)["warnings"] == told
     ordered = open_volume(tmp_path / "cell.zarr").label("ordered").read()
     assert np.count_nonzero(ordered == 255) == 32
 

@@ -3,13 +3,15 @@
 1. :func:`write_arrays` stores named integer arrays in one object. Each is kept in the smallest type
    that holds it: partial sums of objects are mostly zeros and small numbers.
 2. :func:`read_arrays` returns them, or says that the object is gone or damaged.
-3. :func:`write_checked` and :func:`read_checked` do the same with bytes of any kind.
+3. :func:`write_checked` and :func:`read_checked` do the same with bytes of any kind, or one array
+   whose type and shape the reader knows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numcodecs.zstd import Zstd
@@ -75,8 +77,8 @@ def read_arrays(url: str, key: str) -> dict[str, np.ndarray]:
     return unpack(read_checked(url, key))
 
 
-def write_checked(url: str, key: str, data: bytes) -> None:
-    """Store bytes, compressed and with a checksum."""
+def write_checked(url: str, key: str, data: bytes | np.ndarray) -> None:
+    """Store bytes, or those of an array, compressed and with a checksum."""
     write_object(url, key, bytes(CODEC.encode(data)))
 
 
@@ -88,11 +90,22 @@ def read_checked(url: str, key: str) -> bytes:
     DamagedData
         When the object is gone or its bytes are not what was written.
     """
+    return bytes(_decoded(url, key, None))
+
+
+def read_array(url: str, key: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array that :func:`write_checked` has stored; see :func:`read_checked`."""
+    found = np.empty(shape, dtype)
+    _decoded(url, key, found)
+    return found
+
+
+def _decoded(url: str, key: str, out: np.ndarray | None) -> bytes | np.ndarray:
     where = f"{redact(url)}/{key}"
     data = read_object(url, key)
     if data is None:
         raise DamagedData(f"{where} is gone: run the same command with --overwrite")
     try:
-        return bytes(CODEC.decode(data))
-    except RuntimeError as error:
+        return CODEC.decode(data, out)
+    except (RuntimeError, ValueError) as error:
         raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cvdask.errors import DamagedData
-from cvdask.morphometry.scratch import pack, read_arrays, unpack, write_arrays
+from cvdask.volume.scratch import pack, read_arrays, unpack, write_arrays
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300)
 
