@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: $(STAMP) ## make a synthetic heart cell, ingest, verify and draw it under demo/
+demo: $(STAMP) ## go the whole way on a synthetic cell under demo/, in a quarter of an hour
 	$(BIN)/python examples/demo.py --out demo
 
 test: $(STAMP) ## run every test and the examples in the docstrings

@@ -20,10 +20,17 @@ BENCHMARKS = (
     "precision",
     "segment",
     "segment_peers",
+    "imbalance",
     "segment_gpu",
     "density",
     "measure",
     "mesh",
+    "order",
+    "slices",
+    "generate",
+    "false_positives",
+    "compare",
+    "gan",
 )
 
 HEAD = """# Benchmarks

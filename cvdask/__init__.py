@@ -20,6 +20,10 @@ alone, again, or on another machine, and it meets the next stage on disk only::
                                                 ├───────── measure ──────▶ table of objects
                                                 └── label ── labels/<class> ── mesh ──▶ surfaces
 
+    labels/classes ── train_gan ──▶ gan.keras ── generate ──▶ ensemble, many volumes in one
+                                                                 │ distance, from real ones
+                                                        numbers, each beside its floor
+
 1. :func:`ingest` turns microscope files into a volume; :func:`phantom` makes one, with its truth.
 2. :func:`pyramid` adds the coarser levels.
 3. :func:`info` tells what is there; :func:`verify` reads it all back and compares checksums.
@@ -30,6 +34,14 @@ alone, again, or on another machine, and it meets the next stage on disk only::
    :func:`descriptors` describes the classes of a volume by fractions, interfaces, correlations and
    thickness; :func:`label` numbers the objects of a class, :func:`measure` tells size and shape of
    each; :func:`mesh` writes the surfaces of chosen objects, or of classes, as triangles.
+7. :func:`train_gan` learns what the label slices of a cell look like; :func:`generate` makes an
+   :class:`Ensemble` of label volumes with what was learned; :func:`order` puts independent slices
+   into the shortest order; :func:`distance` tells how far they are from real ones.
+8. :func:`compare` tests how groups of volumes differ, with the volume as the unit, and draws it;
+   :func:`report` makes one HTML page of that.
+9. :func:`view` shows samples in a browser.
+10. :func:`run` goes the whole way of a config, stage after stage, and passes by what is done;
+    :func:`init` writes such a config.
 
 :func:`open` describes a volume at a path or URL as a :class:`Volume`. Each stage is a subcommand of
 ``cvdask`` too, under the same name and with the same options (``train-unet`` with a hyphen).
@@ -47,16 +59,26 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cvdask.comparison.compare import compare
+    from cvdask.comparison.report import report
     from cvdask.morphometry.components import label
     from cvdask.morphometry.density import density
     from cvdask.morphometry.descriptors import descriptors
     from cvdask.morphometry.mesh import mesh
     from cvdask.morphometry.objects import measure
+    from cvdask.pipeline.init import init
+    from cvdask.pipeline.run import run
     from cvdask.segmentation.evaluate import evaluate
     from cvdask.segmentation.predict import segment
     from cvdask.segmentation.study import study_imbalance
     from cvdask.segmentation.train import train as train_unet
+    from cvdask.synthesis.distance import distance
+    from cvdask.synthesis.generate import generate
+    from cvdask.synthesis.order import order
+    from cvdask.synthesis.train import train_gan
+    from cvdask.viewer.view import view
     from cvdask.volume.boxes import Box
+    from cvdask.volume.ensemble import Ensemble, open_ensemble
     from cvdask.volume.export import export
     from cvdask.volume.info import info
     from cvdask.volume.ingest import ingest
@@ -68,40 +90,62 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Box",
+    "Ensemble",
     "Volume",
+    "compare",
     "density",
     "descriptors",
+    "distance",
     "evaluate",
     "export",
+    "generate",
     "info",
     "ingest",
+    "init",
     "label",
     "measure",
     "mesh",
     "open",
+    "open_ensemble",
+    "order",
     "phantom",
     "pyramid",
+    "report",
+    "run",
     "segment",
     "study_imbalance",
+    "train_gan",
     "train_unet",
     "verify",
+    "view",
 ]
 
 __version__ = version("cvdask")
 
 _HOME = {
     "Box": ("cvdask.volume.boxes", "Box"),
+    "Ensemble": ("cvdask.volume.ensemble", "Ensemble"),
     "Volume": ("cvdask.volume.store", "Volume"),
+    "compare": ("cvdask.comparison.compare", "compare"),
     "density": ("cvdask.morphometry.density", "density"),
     "descriptors": ("cvdask.morphometry.descriptors", "descriptors"),
+    "distance": ("cvdask.synthesis.distance", "distance"),
     "evaluate": ("cvdask.segmentation.evaluate", "evaluate"),
+    "generate": ("cvdask.synthesis.generate", "generate"),
+    "init": ("cvdask.pipeline.init", "init"),
     "label": ("cvdask.morphometry.components", "label"),
     "measure": ("cvdask.morphometry.objects", "measure"),
     "mesh": ("cvdask.morphometry.mesh", "mesh"),
     "open": ("cvdask.volume.store", "open_volume"),
+    "open_ensemble": ("cvdask.volume.ensemble", "open_ensemble"),
+    "order": ("cvdask.synthesis.order", "order"),
+    "report": ("cvdask.comparison.report", "report"),
+    "run": ("cvdask.pipeline.run", "run"),
     "segment": ("cvdask.segmentation.predict", "segment"),
     "study_imbalance": ("cvdask.segmentation.study", "study_imbalance"),
+    "train_gan": ("cvdask.synthesis.train", "train_gan"),
     "train_unet": ("cvdask.segmentation.train", "train"),
+    "view": ("cvdask.viewer.view", "view"),
 }  # any other name lives in the module of its own name under cvdask.volume
 
 

@@ -53,8 +53,16 @@ CELL = (*VALUES, "cvdask.volume.cell.*")
 # module: what it may import of cvdask. The first row that matches holds.
 MAY_IMPORT = {
     # For type checkers only: at run time names are fetched late.
-    "cvdask": ("cvdask.volume.*", "cvdask.segmentation.*", "cvdask.morphometry.*"),
     "cvdask.compiled": (),
+    "cvdask": (
+        "cvdask.volume.*",
+        "cvdask.segmentation.*",
+        "cvdask.morphometry.*",
+        "cvdask.synthesis.*",
+        "cvdask.comparison.*",
+        "cvdask.viewer.*",
+        "cvdask.pipeline.*",
+    ),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),
@@ -98,16 +106,31 @@ MAY_IMPORT = {
     "cvdask.volume.info": ENGINE,
     "cvdask.volume.verify": ENGINE,
     "cvdask.volume.export": ENGINE,
-    "cvdask.segmentation*": (*VOLUME, "cvdask.segmentation*"),
-    "cvdask.synthesis*": (*VOLUME, "cvdask.synthesis*"),
+    "cvdask.volume.ensemble": ENGINE,
+    "cvdask.volume.classes": STORE,
+    "cvdask.volume.parquet": STORE,
+    "cvdask.volume.scratch": STORE,
+    "cvdask.networks": (),
+    "cvdask.networks.*": (*STORE, "cvdask.networks.*"),
+    "cvdask.segmentation*": (*VOLUME, "cvdask.networks.*", "cvdask.segmentation*"),
+    "cvdask.synthesis*": (*VOLUME, "cvdask.networks.*", "cvdask.synthesis*"),
     "cvdask.morphometry*": (*VOLUME, "cvdask.morphometry*"),
-    "cvdask.comparison*": (*STORE, "cvdask.comparison*"),
-    "cvdask.view": STORE,
-    "cvdask.pipeline": ("cvdask", "cvdask.*"),
+    "cvdask.comparison*": (
+        *ENGINE,
+        "cvdask.volume.ensemble",
+        "cvdask.volume.export",
+        "cvdask.volume.parquet",
+        "cvdask.synthesis.volume_jaccard",
+        "cvdask.comparison*",
+    ),
+    "cvdask.viewer": (),
+    "cvdask.viewer.serving": (),
+    "cvdask.viewer.view": (*STORE, "cvdask.viewer.serving", "cvdask.volume.ensemble"),
+    "cvdask.pipeline*": ("cvdask", "cvdask.*"),
     "cvdask.cli*": ("cvdask", "cvdask.*"),
 }
 
-NETWORKS = ("cvdask.segmentation.*", "cvdask.synthesis.*")
+NETWORKS = ("cvdask.networks.*", "cvdask.segmentation.*", "cvdask.synthesis.*")
 STORAGE = (
     "cvdask.volume.objects",
     "cvdask.volume.shards",

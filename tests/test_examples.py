@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -29,22 +31,81 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested():
-    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == ["demo", "ingest_stack"]
+    scripts = ["demo", "ingest_stack", "real_data"]
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == scripts
+    configs = ["demo", "hippocampus", "paper", "urocell"]
+    assert sorted(path.stem for path in EXAMPLES.glob("*.toml")) == configs
 
 
-def test_demo_ends_with_the_path_of_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def without_networks(config: str) -> str:
+    """The demo's config for a cell of 20 slices, down to what needs no network."""
+    parts = re.split(r"(?=^\[)", config, flags=re.MULTILINE)
+    wanted = ("#", "[run]", "[[sample]]", "[evaluate]", "[label]", "[measure]", "[density]")
+    text = "".join(part for part in parts if part.startswith(wanted))
+    text = text.replace("[50, 100]", "[10, 20]").replace("kernel_um = 1.0", "kernel_um = 0.2")
+    for stage in ("label", "measure", "density"):
+        text = text.replace(f"[{stage}]", f'[{stage}]\nlabels = "truth"')
+    return text.replace('truth = "truth"', 'truth = "truth"\nprediction = "truth"')
+
+
+SHORTER = {
+    "[50, 100]": "[10, 20]",
+    "kernel_um = 1.0": "kernel_um = 0.4",
+    "_um = 1.0": "_um = 0.3",
+    "patch_size = 96": "patch_size = 32\ncrop = 32\nbatch_size = 2\nbase_width = 4\ndepth = 2",
+    "max_minutes = 2.5": "epochs = 1\nsteps_per_epoch = 2",
+    "max_minutes = 4.5": "kimg = 0.064\nwidth = 4\nmax_width = 8\nlatent = 8\nbatch_size = 8",
+    "resolution = 64": "resolution = 16",
+    "report_kimg = 5": "report_kimg = 0.032",
+    "n_judged = 300": "n_judged = 16",
+    "volumes = 3": "volumes = 2",
+}
+
+
+def shorter(config: str) -> str:
+    """The demo's config with networks that learn for a moment, on a cell of 32 slices."""
+    for text, other in SHORTER.items():
+        assert text in config
+        config = config.replace(text, other)
+    return config
+
+
+def test_demo_ends_with_its_main_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     demo = load("demo")
-    arguments = ["--out", str(tmp_path / "demo"), "--size-um", "0.4", "1", "1.6"]
-    for _ in range(2):  # the second finds the folder of the first
+    config = tmp_path / "small.toml"
+    config.write_text(without_networks(demo.CONFIG.read_text()))
+    arguments = ["--out", str(tmp_path / "demo"), "--config", str(config)]
+    arguments += ["--size-um", "0.4", "1", "1.6"]
+    for again in (False, True):  # the second finds the folder of the first
         demo.main(arguments)
         out = capsys.readouterr().out
-        picture = Path(out.splitlines()[-1].rpartition(": ")[2])
+        lines = out.splitlines()
+        assert lines[-1].startswith("main figures: F1 of cell: mitochondria 1.00")
+        picture = Path(lines[-2].rpartition(": ")[2])
         assert picture.read_bytes().startswith(b"\x89PNG")
-        commands = [line.split()[2] for line in out.splitlines() if line.startswith("$ cvdask ")]
-        assert commands == ["phantom", "export", "export", "ingest", "info", "verify"]
+        commands = [line.split()[2] for line in lines if line.startswith("$ cvdask ")]
+        exports = [] if again else ["export", "export"]
+        assert commands == ["phantom", *exports, "run", "info", "verify"]
         assert "0 faults" in out
-    volume = cvdask.open(tmp_path / "demo/cell.zarr")
-    assert (volume.shape, volume.label_names()) == ((20, 50, 80), ["truth"])
+        assert ("complete before" in out) == again
+    volume = cvdask.open(tmp_path / "demo/samples/cell.zarr")
+    assert (volume.shape, volume.label_names()) == ((20, 50, 80), ["mitochondria", "truth"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    demo = load("demo")
+    config = tmp_path / "short.toml"
+    config.write_text(shorter(demo.CONFIG.read_text()))
+    arguments = ["--out", str(tmp_path / "demo"), "--config", str(config)]
+    demo.main([*arguments, "--size-um", "0.64", "1.6", "1.6"])
+    lines = capsys.readouterr().out.splitlines()
+    wanted = ("F1 of cell", "objects in cell", "× the floor", "J(1)")
+    assert [words for words in wanted if words not in lines[-1]] == []
+    page = Path(lines[-2].rpartition(": ")[2])
+    assert "three made from it" in page.read_text()
 
 
 def test_demo_stops_where_a_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -52,6 +113,56 @@ def test_demo_stops_where_a_command_fails(tmp_path: Path, capsys: pytest.Capture
         load("demo").main(["--out", str(tmp_path), "--size-um", "0", "1", "1"])
     assert stop.value.code == 2
     assert "0.0, 1.0, 1.0" in capsys.readouterr().err
+
+
+def test_configs_hold_and_can_be_planned(tmp_path: Path):
+    """Their files are not there: that is all that keeps them from being run."""
+    for name in ("demo", "hippocampus", "paper", "urocell"):
+        config = tmp_path / f"{name}.toml"
+        config.write_text((EXAMPLES / f"{name}.toml").read_text())
+        steps = cvdask.run(config, dry_run=True)
+        assert isinstance(steps, list)
+        assert [step.stage for step in steps if step.missing] == [
+            "ingest" for step in steps if step.stage == "ingest"
+        ]
+        assert {step.state for step in steps} == {"waits"}
+        assert steps[-1].stage == "report"
+
+
+def test_config_of_the_paper_is_that_of_init(tmp_path: Path):
+    written = cvdask.init(tmp_path / "paper.toml", paper=True)
+    assert written.read_text() == (EXAMPLES / "paper.toml").read_text()
+    stages = tomllib.loads(written.read_text())
+    unet, gan = stages["train-unet"], stages["train-gan"]
+    assert (unet["preset"], unet["n_patches"], unet["patch_size"]) == ("paper", 30, 512)
+    assert (unet["folds"], gan["preset"]) == (6, "paper")
+    assert stages["generate"] == {"volumes": 25, "slices": 96}
+    assert (stages["density"]["kernel_um"], stages["density"]["stride_um"]) == (4.0, 0.4)
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "urocell"])
+def test_real_data_is_taken_in(
+    name: str,
+    tmp_path: Path,
+    real_data: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+):
+    folder = "epfl6-hippocampus" if name == "hippocampus" else "urocell-labels-fib1-3-3-0"
+    data = real_data(folder).parent
+    arguments = [name, "--data", str(data), "--out", str(tmp_path), "--until", "ingest"]
+    load("real_data").main(arguments)
+    assert "main figures" in capsys.readouterr().out
+    assert list((tmp_path / "samples").glob("*.zarr"))
+
+
+def test_real_data_that_is_absent_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv("CVDASK_DATA", raising=False)
+    load("real_data").main(["urocell", "--out", str(tmp_path)])
+    assert "no data" in capsys.readouterr().out
+    load("real_data").main(["urocell", "--data", str(tmp_path), "--out", str(tmp_path)])
+    assert "urocell-labels-fib1-3-3-0" in capsys.readouterr().out
 
 
 def test_ingest_stack(capsys: pytest.CaptureFixture[str]):

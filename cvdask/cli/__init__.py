@@ -5,7 +5,8 @@ What did the user ask for, and what is to be told? Each subcommand does three th
 1. it turns its options into the keywords of the Python function of the same name, which checks
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
-   ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``);
+   ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``,
+   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.pipeline``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 
@@ -25,7 +26,19 @@ from typing import Annotated, Any, cast
 import typer
 
 import cvdask
-from cvdask.cli import fields, meshes, objects, segmentation, training, volume
+from cvdask.cli import (
+    comparison,
+    ensembles,
+    fields,
+    meshes,
+    objects,
+    ordering,
+    pipeline,
+    segmentation,
+    synthesis,
+    training,
+    volume,
+)
 from cvdask.cli.options import join_numbers
 from cvdask.cli.printing import (
     BAD_INPUT,
@@ -53,6 +66,11 @@ app.add_typer(segmentation.group)
 app.add_typer(fields.group)
 app.add_typer(objects.group)
 app.add_typer(meshes.group)
+app.add_typer(synthesis.group)
+app.add_typer(ensembles.group)
+app.add_typer(ordering.group)
+app.add_typer(comparison.group)
+app.add_typer(pipeline.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,6 @@ came of it.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +27,7 @@ from cvdask.cli.options import (
 )
 from cvdask.cli.printing import (
     clean,
+    number_text,
     print_json,
     print_lines,
     print_scores,
@@ -214,7 +214,7 @@ def descriptors(
     if isinstance(written, list):
         tell_plans("descriptors", written, as_json)
         return
-    from cvdask.morphometry.tables import table_metadata
+    from cvdask.volume.parquet import table_metadata
 
     warnings = [*notes, *table_metadata(written.schema).get("warnings", [])]
     place = clean(out or f"{volume.rstrip('/')}/tables/descriptors.parquet")
@@ -258,10 +258,6 @@ def _number_rows(table: pa.Table) -> list[list[str]]:
     rows = [["class", "", "value", "95 % low", "high", "unit"]]
     for name, numbers in _main_numbers(table).items():
         for descriptor, one in numbers.items():
-            texts = [_number(one[key]) for key in ("value", "low", "high")]
+            texts = [number_text(one[key]) for key in ("value", "low", "high")]
             rows.append([name, descriptor.replace("_", " "), *texts, one["unit"]])
     return rows
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.4g}"

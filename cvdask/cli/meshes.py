@@ -43,7 +43,7 @@ group = typer.Typer()
 MOST_ROWS = 20
 
 
-@group.command(epilog="Example: cvdask mesh cell.zarr --labels objects --ids 1,2 --out meshes")
+@group.command(epilog="Example: cvdask mesh cell.zarr --labels mitochondria --ids 1,2 --out meshes")
 def mesh(
     volume: VolumeUrl,
     labels: Annotated[
@@ -140,7 +140,7 @@ def mesh(
     if isinstance(written, list):
         tell_plans("mesh", written, as_json)
         return
-    from cvdask.morphometry.tables import table_metadata
+    from cvdask.volume.parquet import table_metadata
 
     warnings = list(dict.fromkeys([*notes, *table_metadata(written.schema).get("warnings", [])]))
     if as_json:

@@ -59,9 +59,7 @@ Box = Annotated[
 ]
 
 
-@group.command(
-    epilog="Example: cvdask label cell.zarr --labels classes --class mitochondria --min-voxels 100"
-)
+@group.command(epilog="Example: cvdask label cell.zarr --class mitochondria --min-voxels 100")
 def label(
     volume: VolumeUrl,
     class_: Annotated[
@@ -140,9 +138,7 @@ def label(
     )
 
 
-@group.command(
-    epilog="Example: cvdask measure cell.zarr --class mitochondria,myofibrils --fibre x --csv"
-)
+@group.command(epilog="Example: cvdask measure cell.zarr --class mitochondria --fibre x --csv")
 def measure(
     volume: VolumeUrl,
     labels: Annotated[

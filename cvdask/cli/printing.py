@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shlex
 import sys
@@ -28,6 +29,9 @@ import cvdask
 if TYPE_CHECKING:
     from cvdask.engine.plan import Plan, Summary
     from cvdask.volume.verify import Verification
+
+# Stages that only prepare what a person asked for.
+INNER_STAGES = ("verify ", "seam", "gather", "total")
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # What a shell reports of a program that its reader has left.
@@ -101,9 +105,9 @@ def tell_written(
 
 
 def _main_lines(summaries: Sequence[Summary]) -> Iterator[str]:
-    """Yield the lines of the finest levels, and one for all coarser ones together."""
+    """Yield the lines of the main stages, and one for all coarser levels together."""
     coarser = [s for s in summaries if s.stage.startswith("pyramid ")]
-    yield from (str(s) for s in summaries if not s.stage.startswith(("pyramid ", "verify ")))
+    yield from (str(s) for s in summaries if not s.stage.startswith(("pyramid ", *INNER_STAGES)))
     if coarser:
         n_voxels, seconds = sum(s.n_voxels for s in coarser), sum(s.seconds for s in coarser)
         yield f"pyramid: {len(coarser)} levels, {n_voxels / 1e6:.1f} Mvoxel in {seconds:.1f} s"
@@ -222,6 +226,11 @@ def _print_table(table: Any) -> None:
     if not console.is_terminal:
         console.width = 160  # a file has no edge to wrap at
     console.print(table)
+
+
+def number_text(value: float | None) -> str:
+    """Write a number for people, and a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def _times(values: Sequence[Any]) -> str:

@@ -89,6 +89,13 @@ def segment(
             rich_help_panel=COMMON,
         ),
     ] = False,
+    axes: Annotated[
+        Literal["z", "zyx"],
+        typer.Option(
+            help="Planes the network sees: slices, or, for cubic voxels, planes across all axes.",
+            rich_help_panel=COMMON,
+        ),
+    ] = "z",
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"],
         typer.Option(
@@ -159,6 +166,7 @@ def segment(
             name=name,
             probabilities=probabilities,
             tta=tta,
+            axes=axes,
             precision=precision,
             max_changed=max_changed,
             max_loss=max_loss,

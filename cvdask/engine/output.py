@@ -67,15 +67,15 @@ def begin(
     """
     main = volumes[0]
     where = f"{main.url}/{main.group}".rstrip("/")
-    existing = _existing(main)
+    existing = find_existing(main)
     state = standing(where, existing, provenance, resume=resume, overwrite=overwrite)
     if state == "new" and existing is not None and overwrite:
-        _check_replaceable(main, existing)
+        check_replaceable(main, existing)
     if dry_run:
         return state
     if state == "new":
         if existing is not None:
-            _clear(volumes)
+            clear_outputs(volumes)
         for volume in volumes:
             create(volume, provenance)
     elif state == "begun":
@@ -123,14 +123,14 @@ def fill(
     main = volumes[0]
     sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
     if levels[0].path in sealed:
-        _sweep(volumes, [])
+        sweep(volumes, [])
         Ledger(main.url, levels[0].path).clear()
         summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
         note_summary(summary)
         return summary
     ledger = Ledger(main.url, levels[0].path)
     summary = run(function, plan, ledger=ledger, **where)
-    _sweep(volumes, levels)
+    sweep(volumes, levels)
     digests = ledger.seal(levels)
     remembered = dict(remember(ledger.records())) if remember else {}
     # The first volume last: it is the one that tells a later run that all are sealed.
@@ -144,7 +144,7 @@ def fill(
     return summary
 
 
-def _sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
+def sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
     """Remove temporary files that a killed writer left on a local disk.
 
     Only beside the metadata of these volumes and within these levels: another stage may be writing
@@ -163,7 +163,7 @@ def _sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _clear(volumes: Sequence[Volume]) -> None:
+def clear_outputs(volumes: Sequence[Volume]) -> None:
     """Delete volumes, their metadata last.
 
     They are hidden from readers first and stay recognisable as ours to the end, so that a kill in
@@ -186,7 +186,7 @@ def _label_name(volume: Volume) -> str | None:
     return volume.name if volume.is_labels else None
 
 
-def _existing(volume: Volume) -> Mapping[str, Any] | None:
+def find_existing(volume: Volume) -> Mapping[str, Any] | None:
     """Return our metadata at a destination, {} for something foreign, None for nothing."""
     own = read_attributes(volume.url, labels=_label_name(volume))
     if own:
@@ -201,8 +201,14 @@ def _existing(volume: Volume) -> Mapping[str, Any] | None:
     return {} if path.exists() and (path.is_file() or any(path.iterdir())) else None
 
 
-def _check_replaceable(volume: Volume, existing: Mapping[str, Any]) -> None:
-    """Refuse to delete what is no Zarr store: a mistyped path must not cost a home folder."""
+def check_replaceable(volume: Volume, existing: Mapping[str, Any]) -> None:
+    """Refuse to delete what is no Zarr store: a mistyped path must not cost a home folder.
+
+    Raises
+    ------
+    FileExistsError
+        With what to do instead.
+    """
     if existing or volume.group:
         return
     if all(read_object(volume.url, name) is None for name in ("zarr.json", ".zgroup", ".zarray")):

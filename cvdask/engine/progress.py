@@ -31,16 +31,21 @@ class ProgressBar:
         Blocks to do.
     note : str, optional
         Said once before the bar, such as a dashboard's address.
+    unit : str
+        What is counted instead of blocks; the rate is then in these.
     """
 
-    def __init__(self, title: str, n_blocks: int, note: str | None = None) -> None:
+    def __init__(
+        self, title: str, n_blocks: int, note: str | None = None, unit: str = "blocks"
+    ) -> None:
         console = Console(file=sys.stderr)
         self._n_voxels = 0
+        self._unit = unit
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed}/{task.total} blocks, {task.fields[rate]}"),
+            TextColumn(f"{{task.completed}}/{{task.total}} {unit}, {{task.fields[rate]}}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -66,5 +71,9 @@ class ProgressBar:
         """Count blocks that have ended."""
         self._n_voxels += n_voxels
         elapsed = self._bar.tasks[0].elapsed or 0.0
-        rate = f"{self._n_voxels / elapsed / 1e6:.1f} Mvoxel/s" if elapsed else "starting"
+        rate = "starting"
+        if elapsed and self._unit == "blocks":
+            rate = f"{self._n_voxels / elapsed / 1e6:.1f} Mvoxel/s"
+        elif elapsed:
+            rate = f"{self._n_voxels / elapsed:.1f} {self._unit}/s"
         self._bar.update(self._task, advance=n_blocks, rate=rate)

@@ -19,6 +19,7 @@ from cvdask.morphometry.partials import (
     BOUNDS,
     CELLS,
     EXPOSED,
+    GREY_DIGIT,
     KEY,
     KIND,
     MOMENTS,
@@ -269,6 +270,7 @@ def examine(
     if image is not None:
         grey = rows[:, layout.grey].copy()
         _add_grey(runs.rows, runs.start, runs.stop, runs.label, image, grey)
+        grey[:, 1], grey[:, 2] = np.divmod(grey[:, 2], GREY_DIGIT)
         rows[:, layout.grey] = grey
     if values is not None and contact_of is not None:
         contacts = np.zeros((n, layout.n_contacts * 3), np.int64)
@@ -335,9 +337,9 @@ def _add_grey(
             for x in range(start[run], stop[run]):
                 value = np.int64(line[x])
                 own[0] += value
-                own[1] += value * value
-                own[2] = min(own[2], value)
-                own[3] = max(own[3], value)
+                own[2] += value * value
+                own[3] = min(own[3], value)
+                own[4] = max(own[4], value)
 
 
 @compiled()

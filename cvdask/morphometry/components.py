@@ -23,13 +23,12 @@ import numpy as np
 
 from cvdask import __version__
 from cvdask.engine.cluster import connect
+from cvdask.engine.ledger import Ledger
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.block_objects import paint
-from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.partials import KEY, N_VOXELS
 from cvdask.morphometry.runs import CONNECTIVITIES
-from cvdask.morphometry.scratch import read_arrays, write_arrays
 from cvdask.morphometry.survey import (
     Numbering,
     Survey,
@@ -43,8 +42,10 @@ from cvdask.morphometry.survey import (
     total_rows,
 )
 from cvdask.volume.boxes import Block, Box
+from cvdask.volume.classes import class_values, measured_box, named_values, open_classes
 from cvdask.volume.objects import delete_tree
 from cvdask.volume.pyramid import build_levels, plan_level, plan_levels
+from cvdask.volume.scratch import read_arrays, write_arrays
 from cvdask.volume.store import (
     Volume,
     describe,
@@ -58,8 +59,8 @@ from cvdask.volume.store import (
 
 # Below the label image that is written, outside of its arrays: removed in the end.
 SCRATCH = ".cvdask/survey"
-# Of so many voxels one at most begins an object, by connectivity.
-VOXELS_PER_OBJECT = {6: 2, 18: 4, 26: 8}
+# Voxels of 2×2×2 of which no two are neighbours: so many objects at most, by connectivity.
+OBJECTS_PER_CELL = {6: 4, 18: 2, 26: 1}
 
 
 def label(
@@ -135,26 +136,25 @@ def label(
         raise ValueError(f"the connectivity is 6, 18 or 26. Received: {connectivity}")
     if min_voxels < 1:
         raise ValueError(f"an object has at least 1 voxel. Received: min_voxels={min_voxels}")
-    if not isinstance(class_, str | int):
+    values = class_values(image, class_)
+    if len(values) != 1:
         raise ValueError(f"the objects of one class are labelled at a time. Received: {class_!r}")
-    output = _describe_output(image, class_, name, connectivity, block_shape)
+    output = _describe_output(image, values[0], name, connectivity, block_shape)
     survey = describe_survey(
         image,
         region,
-        class_=class_,
+        class_=values,
         connectivity=connectivity,
         block_shape=output.levels[0].shard_shape,
         scratch=(image.url, f"{output.group}/{SCRATCH}"),
         full=False,
     )
-    if len(survey.kinds) != 1:
-        raise ValueError(f"the objects of one class are labelled at a time. Received: {class_!r}")
     provenance = {
         "stage": "label",
         "version": __version__,
         "options": {
             "labels": labels,
-            "class": survey.kinds[0],
+            "class": values[0],
             "connectivity": connectivity,
             "min_voxels": min_voxels,
             "n_levels": n_levels,
@@ -187,6 +187,9 @@ def label(
             update_attributes(output, objects=numbers.totals[1], small_objects=numbers.n_small)
             job = _Writing(survey, numbers, output)
             fill([output], writing, partial(write_block, job), client=pool)
+        else:
+            # A kill after the level was sealed has left its markers.
+            Ledger(output.url, output.levels[0].path).clear()
         build_levels(full, client=pool)
     delete_tree(output.url, f"{output.group}/{SCRATCH.partition('/')[0]}")
     publish(full)
@@ -201,22 +204,20 @@ def label(
 
 def _describe_output(
     image: Volume,
-    class_: str | int,
+    value: int,
     name: str | None,
     connectivity: int,
     block_shape: Sequence[int] | None,
 ) -> Volume:
     source = image.levels[0]
     if name is None:
-        # A value without a name is as good as its number.
-        names = named_values(image)
-        name = str(names.get(class_, class_) if isinstance(class_, int) else class_)
+        name = named_values(image).get(value, str(value))
     if name == image.name:
         raise ValueError(
             f"the objects need a label image of their own: give another name than {name!r}"
         )
     shape = tuple(block_shape) if block_shape is not None else survey_block_shape(source)
-    most = math.prod(source.shape) // VOXELS_PER_OBJECT[connectivity]
+    most = math.prod(-(-n // 2) for n in source.shape) * OBJECTS_PER_CELL[connectivity]
     assert image.voxel_size_nm is not None
     return describe(
         image.url,

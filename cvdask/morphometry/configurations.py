@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.spatial import SphericalVoronoi
+
+from cvdask.morphometry.directions import DIRECTIONS, direction_weights
 
 N_KINDS_OF_CELL = 44
 # Of the empty and the full cell.
@@ -69,41 +70,6 @@ def exposed_faces() -> np.ndarray:
     ).astype(np.int64)
 
 
-def directions() -> list[tuple[int, int, int]]:
-    """List one of each pair of opposite directions to the 26 neighbours of a voxel.
-
-    >>> len(directions())
-    13
-    """
-    steps = ((z, y, x) for z, y, x in itertools.product((0, 1, -1), repeat=3))
-    return [step for step in steps if step > (0, 0, 0)]
-
-
-@lru_cache(maxsize=32)
-def direction_weights(voxel_size: tuple[float, float, float]) -> tuple[float, ...]:
-    """Return the share of all directions that lies nearest to each of the 13.
-
-    Parameters
-    ----------
-    voxel_size : tuple of float
-        Spacing z, y, x, in any unit.
-
-    Returns
-    -------
-    tuple of 13 floats
-        In the order of :func:`directions`; together ½, for each stands for its opposite too.
-
-    Examples
-    --------
-    >>> sorted({round(weight, 6) for weight in direction_weights((1.0, 1.0, 1.0))})
-    [0.035196, 0.036981, 0.045778]
-    """
-    steps = np.array(directions(), float) * voxel_size
-    units = steps / np.linalg.norm(steps, axis=1, keepdims=True)
-    areas = SphericalVoronoi(np.concatenate([units, -units])).calculate_areas()
-    return tuple((areas[: len(units)] / (4 * math.pi)).tolist())
-
-
 def crofton_areas(voxel_size: tuple[float, float, float]) -> np.ndarray:
     """Return the area that a cell of each kind adds, by Crofton's formula in 13 directions.
 
@@ -123,7 +89,7 @@ def crofton_areas(voxel_size: tuple[float, float, float]) -> np.ndarray:
     """
     volume = math.prod(voxel_size)
     areas = np.zeros(N_KINDS_OF_CELL)
-    for step, weight in zip(directions(), direction_weights(voxel_size), strict=True):
+    for step, weight in zip(DIRECTIONS.tolist(), direction_weights(voxel_size), strict=True):
         length = math.dist((0, 0, 0), [s * v for s, v in zip(step, voxel_size, strict=True)])
         cells_per_pair = 2 ** sum(s == 0 for s in step)
         share = 4 * weight * volume / length / cells_per_pair
@@ -131,7 +97,7 @@ def crofton_areas(voxel_size: tuple[float, float, float]) -> np.ndarray:
     return areas
 
 
-def _crossings(step: tuple[int, int, int]) -> np.ndarray:
+def _crossings(step: Sequence[int]) -> np.ndarray:
     """Count the pairs of corners one step apart of which one belongs to the object: (44,) int64."""
     n = np.zeros(N_KINDS_OF_CELL, np.int64)
     for z, y, x in CORNERS:

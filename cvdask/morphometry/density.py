@@ -29,7 +29,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from cvdask import __version__
 from cvdask.compiled import compiled
@@ -38,8 +37,8 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import (
+from cvdask.volume.boxes import AXES, Block, Box, Grid
+from cvdask.volume.classes import (
     absent_values,
     block_shape,
     class_values,
@@ -48,9 +47,9 @@ from cvdask.morphometry.classes import (
     open_classes,
     read_classes,
 )
-from cvdask.volume.boxes import AXES, Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
-from cvdask.volume.objects import delete_tree, normalize_url, read_object, redact, write_object
+from cvdask.volume.objects import delete_tree, normalize_url
+from cvdask.volume.scratch import read_array, write_checked
 from cvdask.volume.store import (
     SEGMENT,
     Level,
@@ -71,8 +70,6 @@ SCRATCH = ".cvdask/counts"
 # Three counters share the 64 bits that a row of a cell is added up in.
 COUNTER_BITS = 21
 NUMERATOR, DENOMINATOR, ABSENT = (1 << (COUNTER_BITS * k) for k in range(3))
-# The checksum is what matters; it is also smaller where the stride is a few voxels.
-CODEC = Zstd(level=1, checksum=True)
 
 Classes = str | int | Sequence[str | int]
 
@@ -328,7 +325,7 @@ def whole_voxels(
             raise ValueError(
                 f"the {name} must not be larger than the volume. Received: {length_um:g} µm, "
                 f"{rounded} voxels along {AXES[axis]}, where there are {extents[axis]} "
-                f"({extents[axis] * spacing / 1000:g} µm)"
+                f"({extents[axis] * spacing / 1000:g} µm): give a smaller one"
             )
         found.append(rounded)
     return tuple(found)
@@ -583,22 +580,13 @@ def _count_block(job: _Job, block: Block) -> dict[str, Any]:
         odd = absent_values(data, {*job.known, UNANNOTATED})
         raise ValueError(f"{job.level.path}, box {box}, holds {odd}")
     counts = np.stack([above, below]).astype(_count_type(job.windows))
-    write_object(job.output.url, _scratch_key(block), CODEC.encode(counts))
+    write_checked(job.output.url, _scratch_key(block), counts)
     return {"voxels": [int(above.sum()), int(below.sum())]}
 
 
 def _read_counts(job: _Job, block: Block, shape: tuple[int, ...]) -> np.ndarray:
     """Read what :func:`_count_block` has left: (2, cells z, cells y, cells x)."""
-    key = _scratch_key(block)
-    where = f"{redact(job.output.url)}/{key}"
-    stored = read_object(job.output.url, key)
-    if stored is None:
-        raise DamagedData(f"{where} is gone: run the same command with --overwrite")
-    try:
-        decoded = CODEC.decode(stored)
-        return np.frombuffer(decoded, _count_type(job.windows)).reshape(2, *shape)
-    except (RuntimeError, ValueError) as error:
-        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
+    return read_array(job.output.url, _scratch_key(block), _count_type(job.windows), (2, *shape))
 
 
 def _total(ledger: Ledger) -> list[int]:

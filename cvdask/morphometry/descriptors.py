@@ -36,7 +36,22 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger, standing
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.morphometry.classes import (
+from cvdask.morphometry.directions import DIRECTIONS, direction_weights
+from cvdask.morphometry.pair_counts import (
+    count_lags,
+    count_neighbours,
+    count_values,
+    neighbours,
+    pack_planes,
+    pair_shape,
+)
+from cvdask.morphometry.tables import (
+    destination,
+    existing_table,
+)
+from cvdask.morphometry.thickness import count_thick, halo
+from cvdask.volume.boxes import AXES, Block, Box, Grid
+from cvdask.volume.classes import (
     BACKGROUND,
     absent_values,
     block_shape,
@@ -46,30 +61,13 @@ from cvdask.morphometry.classes import (
     open_classes,
     read_classes,
 )
-from cvdask.morphometry.pair_counts import (
-    DIRECTIONS,
-    count_lags,
-    count_neighbours,
-    count_values,
-    direction_weights,
-    neighbours,
-    pack_planes,
-    pair_shape,
-)
-from cvdask.morphometry.tables import (
-    destination,
-    existing_table,
-    read_table,
-    write_table,
-)
-from cvdask.morphometry.thickness import count_thick, halo
-from cvdask.volume.boxes import AXES, Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
 from cvdask.volume.objects import (
     delete_object,
     delete_tree,
     write_json,
 )
+from cvdask.volume.parquet import read_table, write_table
 from cvdask.volume.store import Level, Volume, volume_digest
 
 if TYPE_CHECKING:
@@ -737,7 +735,8 @@ def _interface_rows(
     Directions without neighbours, across a volume one voxel thin, are left out.
     """
     assert job.fine.voxel_size_nm is not None
-    weights, steps_um = direction_weights(job.fine.voxel_size_nm)
+    weights = direction_weights(job.fine.voxel_size_nm)
+    steps_um = np.linalg.norm(DIRECTIONS * _spacing_um(job.fine), axis=1)
     there = sums["neighbours"].sum(axis=0) > 0
     weights = np.where(there, weights, 0) / max(weights[there].sum(), 1e-300)
     density = np.zeros((N_RESAMPLES + 1, sums["faces"].shape[2]))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cvdask.morphometry.tables import Table
 from cvdask.volume.colors import PALETTE
+from cvdask.volume.objects import write_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +75,8 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(finite)) if len(finite) else None
 
 
-def draw_distributions(table: Table, path: str | os.PathLike[str]) -> None:
-    """Draw a histogram of each measure, a line for each class, as PNG."""
+def draw_distributions(table: Table, file: str) -> None:
+    """Draw a histogram of each measure, a line for each class, as a PNG file beside the table."""
     from matplotlib.figure import Figure
 
     found = _measured(table)
@@ -103,8 +103,6 @@ def draw_distributions(table: Table, path: str | os.PathLike[str]) -> None:
     axes[3].set_ylabel("objects")
     if classes:
         axes[0].legend(frameon=False, fontsize=9)
-    # Whole or not at all: a reader never sees half a picture.
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, target)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_object(table.parent, file, picture.getvalue())

@@ -37,7 +37,6 @@ from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger, standing
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import block_shape, class_values, measured_box, open_classes
 from cvdask.morphometry.marching_cubes import Cells, surface_cells
 from cvdask.morphometry.mesh_files import mesh_format
 from cvdask.morphometry.mesh_pieces import (
@@ -53,8 +52,8 @@ from cvdask.morphometry.mesh_pieces import (
     write_pieces,
 )
 from cvdask.morphometry.object_extents import EXTENT, add_extents, object_extents
-from cvdask.morphometry.tables import read_table, table_metadata, write_table
 from cvdask.volume.boxes import Block, Box, Grid
+from cvdask.volume.classes import block_shape, class_values, measured_box, open_classes
 from cvdask.volume.objects import (
     delete_object,
     delete_tree,
@@ -69,6 +68,7 @@ from cvdask.volume.objects import (
     write_object,
     write_parts,
 )
+from cvdask.volume.parquet import read_table, table_metadata, write_table
 from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 if TYPE_CHECKING:

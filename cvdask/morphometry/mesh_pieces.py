@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from cvdask.errors import DamagedData
 from cvdask.morphometry.marching_cubes import (
@@ -34,10 +33,9 @@ from cvdask.morphometry.marching_cubes import (
 )
 from cvdask.morphometry.mesh_files import Surface, whole_surface
 from cvdask.volume.boxes import Grid
-from cvdask.volume.objects import list_objects, read_object, redact, write_object
+from cvdask.volume.objects import list_objects, redact
+from cvdask.volume.scratch import read_checked, write_checked
 
-# The checksum is what matters; neighbouring cells differ by little, and that compresses.
-CODEC = Zstd(level=1, checksum=True)
 # Goes through the cells of an object and their configurations, whole slices at a time.
 Parts = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 # Cells that are turned into triangles at once, if a slice does not hold more.
@@ -113,8 +111,9 @@ def write_pieces(
     for k in np.unique(number):
         own = slice(bounds[k], bounds[k + 1])
         key = f"{pieces.folder(labels[k])}{block:012d}"
+        # Neighbouring cells differ by little, and that compresses.
         steps = np.diff(cells[own], prepend=0).astype("<i8")
-        write_object(pieces.url, key, CODEC.encode(steps.tobytes() + configurations[own].tobytes()))
+        write_checked(pieces.url, key, steps.tobytes() + configurations[own].tobytes())
         n_vertices = table.n_vertices[configurations[own]].sum()
         n_triangles = table.n_triangles[configurations[own]].sum()
         found[str(labels[k])] = [len(steps), int(n_vertices), int(n_triangles)]
@@ -122,11 +121,7 @@ def write_pieces(
 
 
 def _read_piece(pieces: Pieces, key: str) -> tuple[np.ndarray, np.ndarray]:
-    where = f"{redact(pieces.url)}/{key}"
-    try:
-        data = CODEC.decode(read_object(pieces.url, key) or b"")
-    except (RuntimeError, ValueError) as error:
-        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
+    data = read_checked(pieces.url, key)
     n_cells = len(data) // 9
     steps = np.frombuffer(data, "<i8", n_cells)
     return np.cumsum(steps), np.frombuffer(data, np.uint8, n_cells, 8 * n_cells)

@@ -27,12 +27,10 @@ from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import standing
 from cvdask.engine.plan import Plan, check_plans
-from cvdask.errors import DamagedData
-from cvdask.morphometry.classes import measured_box, named_values, open_classes
 from cvdask.morphometry.distributions import draw_distributions
-from cvdask.morphometry.partials import KEY, KIND, N_VOXELS, Layout
+from cvdask.morphometry.partials import GREY_DIGIT, KEY, KIND, N_VOXELS, Layout
 from cvdask.morphometry.runs import CONNECTIVITIES
-from cvdask.morphometry.shapes import COLUMN_NOTES, shape_columns
+from cvdask.morphometry.shapes import COLUMN_NOTES, CONTACT_NOTE, shape_columns
 from cvdask.morphometry.survey import (
     Numbering,
     Survey,
@@ -49,17 +47,18 @@ from cvdask.morphometry.tables import (
     destination,
     existing_table,
     open_table,
-    write_table,
 )
 from cvdask.volume.boxes import AXES, Block, Box
+from cvdask.volume.classes import measured_box, named_values, open_classes
 from cvdask.volume.objects import (
+    delete_object,
     delete_tree,
-    is_remote,
-    read_object,
-    redact,
+    object_exists,
     write_json,
-    write_object,
+    write_parts,
 )
+from cvdask.volume.parquet import write_table
+from cvdask.volume.scratch import read_checked, write_checked
 from cvdask.volume.store import Level, Volume, open_volume, volume_digest
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ if TYPE_CHECKING:
 
 # Directions of objects are added up as whole numbers of this fraction.
 FIBRE_SCALE = 2**20
+# What lies beside a table: the same as text, and a picture of the distributions.
+BESIDE = (".csv", ".png")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class _Job:
     """What a task needs to turn sums into measures; holds no data."""
 
     voxel_size_um: tuple[float, float, float]
+    connectivity: int
     min_voxels: int
     voxel_extent: bool
     names: tuple[str, ...]
@@ -124,7 +126,8 @@ def measure(
     instances : bool
         Every value of the label image but 0 is an object, whether connected or not.
     connectivity : {6, 18, 26}
-        Neighbours of a voxel: through faces; and edges; and corners.
+        Neighbours of a voxel: through faces; and edges; and corners. Of instances, which need not
+        be connected, it is that of the Euler number alone.
     min_voxels : int
         Smaller objects are left out, after all blocks have been put together.
     intensity : bool
@@ -140,8 +143,7 @@ def measure(
         The table; by default ``tables/objects.parquet`` below the sample. A folder of parts where
         the volume is large.
     csv, chart : bool
-        Write ``.csv`` and, of the distributions, ``.png`` beside it; the picture on a local disk
-        only.
+        Write ``.csv`` and, of the distributions, ``.png`` beside it.
     box : Box or str, optional
         Only these voxels, as ``z0:z1,y0:y1,x0:x1``; objects are cut off at its faces.
     block_shape : sequence of int, optional
@@ -156,8 +158,9 @@ def measure(
     Returns
     -------
     Table
-        A row per object, by class and label; see ``shapes`` for the measures. Labels count the
-        objects of a class by their first voxel in z, y, x order, as :func:`label` numbers them.
+        A row per object, in each part by class and label; see ``shapes`` for the measures. Labels
+        count the objects of a class by their first voxel in z, y, x order, as :func:`label` numbers
+        them; instances keep their own.
         Centroids are from the centre of voxel (0, 0, 0), radii those of the ellipsoid with the same
         moments; ``flatness`` and ``sparseness`` are infinite for objects one voxel thick.
         With ``dry_run`` the plans.
@@ -201,7 +204,7 @@ def measure(
             "labels": labels,
             "classes": list(survey.kinds),
             "instances": instances,
-            "connectivity": survey.connectivity,
+            "connectivity": connectivity,
             "min_voxels": min_voxels,
             "intensity": intensity,
             "contacts": list(survey.contacts),
@@ -228,10 +231,13 @@ def measure(
         return plans
     if state == "complete":
         delete_tree(parent, scratch)
-        return open_table(parent, name)
+        table = open_table(parent, name)
+        _write_beside(table, csv=csv, chart=chart, again=False)
+        return table
     names = named_values(image)
     job = _Job(
         _micrometres(image),
+        connectivity,
         min_voxels,
         voxel_extent,
         (labels, *(names.get(value, str(value)) for value in survey.kinds)),
@@ -247,7 +253,13 @@ def measure(
     with connect(client, workers=workers) as pool:
         check_plans(plans, pool.slots, pool.worker_bytes)
         if state == "new":
+            # What says that a run was begun goes first, then what it has left.
+            delete_object(parent, f"{scratch}/begun.json")
             delete_tree(parent, scratch)
+            if existing is not None and existing.get("provenance"):
+                # They tell of objects that are no longer in the table.
+                for ending in BESIDE:
+                    delete_object(parent, _beside(name, ending))
             delete_table(parent, name)
             write_json(parent, f"{scratch}/begun.json", {"provenance": begun})
         survey = carry_out(survey, pool, partial(total_part, job))
@@ -265,10 +277,7 @@ def measure(
         _write_empty(job, survey, numbers)
         complete_parts(parent, name, json.loads(job.metadata))
     table = open_table(parent, name)
-    if csv:
-        write_csv(table, name.removesuffix(".parquet") + ".csv")
-    if chart and not is_remote(parent):
-        draw_distributions(table, f"{parent}/{name.removesuffix('.parquet')}.png")
+    _write_beside(table, csv=csv, chart=chart, again=True)
     delete_tree(parent, scratch)
     return table
 
@@ -313,8 +322,8 @@ def _direction(fibre: str | Sequence[float] | None) -> tuple[float, float, float
     >>> _direction("y"), _direction((0, 3, 4))
     ((0.0, 1.0, 0.0), (0.0, 0.6, 0.8))
     """
-    if fibre is None or fibre == "estimate":
-        return fibre if fibre is None else "estimate"
+    if fibre is None or (isinstance(fibre, str) and fibre == "estimate"):
+        return fibre
     parts: Sequence[Any] = fibre.split(",") if isinstance(fibre, str) else fibre
     try:
         if isinstance(fibre, str) and fibre in AXES:
@@ -323,7 +332,7 @@ def _direction(fibre: str | Sequence[float] | None) -> tuple[float, float, float
         length = math.hypot(z, y, x)
         if not math.isfinite(length) or length == 0:
             raise ValueError
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(
             f"the fibre runs along z, y or x, along three numbers z,y,x, or is to be found: "
             f"estimate. Received: {fibre!r}"
@@ -360,7 +369,7 @@ def total_part(job: _Job, survey: Survey, part: Block) -> dict[str, Any]:
             moments,
             job.voxel_size_um,
             survey.region,
-            connectivity=survey.connectivity or 26,
+            connectivity=job.connectivity,
             voxel_extent=job.voxel_extent,
         ),
         **_grey_columns(rows, survey.layout),
@@ -378,12 +387,11 @@ def _grey_columns(rows: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
     """Return mean, standard deviation and range of the grey values."""
     if not layout.intensity:
         return {}
-    total, squares, low, high = rows[:, layout.grey].T
+    total, upper, lower, low, high = rows[:, layout.grey].T
     n = rows[:, N_VOXELS]
-    # Exact as long as it can be: 16-bit squares of 2³¹ voxels still fit.
-    exact = np.array(
-        [int(a) * int(b) - int(c) ** 2 for a, b, c in zip(n, squares, total, strict=True)], float
-    )
+    # Python's integers: the squares of a large object overflow 64 bits.
+    squares = upper.astype(object) * GREY_DIGIT + lower
+    exact = (n * squares - total.astype(object) ** 2).astype(float)
     return {
         "intensity_mean": total / n,
         "intensity_sd": np.sqrt(exact) / n,
@@ -394,7 +402,7 @@ def _grey_columns(rows: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
 
 def _contact_columns(rows: np.ndarray, layout: Layout, job: _Job) -> dict[str, np.ndarray]:
     """Return the area of the faces shared with each class."""
-    faces = rows[:, layout.contacts].reshape(len(rows), -1, 3)
+    faces = rows[:, layout.contacts].reshape(len(rows), layout.n_contacts, 3)
     z, y, x = job.voxel_size_um
     areas = np.array([y * x, z * x, z * y])
     return {
@@ -439,24 +447,15 @@ def _write_columns(url: str, key: str, columns: Mapping[str, np.ndarray]) -> Non
 
     table = pa.table(dict(columns))
     sink = io.BytesIO()
-    # Read once, soon: what is fast to pack is better than what is small.
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.ipc.new_file(sink, table.schema, options=options) as writer:
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_object(url, key, sink.getvalue())
+    write_checked(url, key, sink.getvalue())
 
 
 def _read_columns(url: str, key: str) -> pa.Table:
     import pyarrow as pa
 
-    data = read_object(url, key)
-    where = f"{redact(url)}/{key}"
-    if data is None:
-        raise DamagedData(f"{where} is gone: run the same command with --overwrite")
-    try:
-        return pa.ipc.open_file(io.BytesIO(data)).read_all()
-    except pa.ArrowException as error:
-        raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error
+    return pa.ipc.open_file(io.BytesIO(read_checked(url, key))).read_all()
 
 
 def write_part(job: _Job, survey: Survey, numbers: Numbering, part: Block) -> dict[str, Any]:
@@ -496,7 +495,7 @@ def _numbered(job: _Job, measured: pa.Table, before: Sequence[int]) -> pa.Table:
         columns["angle_to_fibre_deg"] = pa.array(degrees)
     table = pa.table(columns)
     fields = [
-        field.with_metadata({"description": COLUMN_NOTES.get(field.name, "")})
+        field.with_metadata({"description": COLUMN_NOTES.get(field.name, CONTACT_NOTE)})
         for field in table.schema
     ]
     return table.cast(pa.schema(fields, {"cvdask": job.metadata}))
@@ -518,9 +517,23 @@ def _no_object(survey: Survey, job: _Job, numbers: Numbering) -> str:
     return f"no object of {who} within {survey.region}{small}: the table has no rows"
 
 
-def write_csv(table: Table, name: str) -> None:
+def _write_beside(table: Table, *, csv: bool, chart: bool, again: bool) -> None:
+    """Write text and picture, unless they are there; ``again`` also then."""
+    writers = zip(BESIDE, (csv, chart), (write_csv, draw_distributions), strict=True)
+    for ending, wanted, write in writers:
+        file = _beside(table.name, ending)
+        if wanted and (again or not object_exists(table.parent, file)):
+            write(table, file)
+
+
+def _beside(name: str, ending: str) -> str:
+    return name.removesuffix(".parquet") + ending
+
+
+def write_csv(table: Table, file: str) -> None:
     """Write a table as text beside itself, part after part."""
-    text = io.StringIO()
-    for number, part in enumerate(table.batches()):
-        part.to_pandas().to_csv(text, index=False, header=number == 0)
-    write_object(table.parent, name, text.getvalue().encode())
+    texts = (
+        part.to_pandas().to_csv(index=False, header=number == 0).encode()
+        for number, part in enumerate(table.batches())
+    )
+    write_parts(table.parent, file, texts)

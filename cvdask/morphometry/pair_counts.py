@@ -6,8 +6,7 @@
    the mask, and those with all voxels between them in it too: the two-point correlation and the
    lineal path before they are divided.
 3. :func:`count_values` counts voxels, :func:`count_neighbours` the pairs of unequal neighbours in
-   the 13 directions of a 3 × 3 × 3 neighbourhood, and :func:`direction_weights` says what each
-   direction stands for.
+   each of the 13 directions.
 
 All counts are integers and belong to the first voxel of the pair, or to the lowest corner of the
 2 × 2 × 2 cell that both lie in: counts of blocks that overlap by what they look at add up.
@@ -15,18 +14,13 @@ All counts are integers and belong to the first voxel of the pair, or to the low
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from cvdask.compiled import compiled
+from cvdask.morphometry.directions import DIRECTIONS
 
-# The 13 directions: steps z, y, x, of each pair of opposite ones the first in order.
-DIRECTIONS = np.array(
-    [step for step in itertools.product((0, 1, -1), repeat=3) if step > (0, 0, 0)], np.int64
-)
-DIRECTIONS = DIRECTIONS[[next(v for v in step if v) > 0 for step in DIRECTIONS]]
 # Both ends of a step within a 2 × 2 × 2 cell: (13, 2, 3).
 ENDS = np.stack([np.maximum(-DIRECTIONS, 0), np.maximum(DIRECTIONS, 0)], axis=1)
 # Voxels that are compared at once: most such pieces of a label image hold no border.
@@ -231,38 +225,3 @@ def _count_unequal(
                     for x in range(len(a)):
                         if a[x] != b[x]:
                             counts[a[x], b[x]] += 1
-
-
-def direction_weights(voxel_size_nm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share of all directions that each of the 13 stands for, and its step.
-
-    The share of a direction is the part of the sphere nearer to it, or to its opposite, than to
-    any other (Lehmann and Legland 2012, "Efficient N-dimensional surface estimation using Crofton
-    formula and run-length encoding").
-
-    Parameters
-    ----------
-    voxel_size_nm : sequence of float
-
-    Returns
-    -------
-    weights : (13,) float64
-        Sum 1.
-    steps_um : (13,) float64
-        Distance of neighbours.
-
-    Examples
-    --------
-    >>> weights, _ = direction_weights((10.0, 10.0, 10.0))
-    >>> sorted(set((weights / 2).round(6).tolist()))
-    [0.035196, 0.036981, 0.045778]
-    """
-    # Late: a worker counts, and weighs nothing.
-    from scipy.spatial import SphericalVoronoi
-
-    steps = DIRECTIONS * np.asarray(voxel_size_nm, float) / 1000
-    lengths = np.linalg.norm(steps, axis=1)
-    points = steps / lengths[:, None]
-    areas = SphericalVoronoi(np.concatenate([points, -points])).calculate_areas()
-    weights = areas[: len(points)] + areas[len(points) :]
-    return weights / weights.sum(), lengths

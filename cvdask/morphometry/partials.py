@@ -4,7 +4,7 @@ A *partial* is a row of integers. Rows of one object add up, in any order and fr
 the same row; floating point comes after the last addition (see ``shapes``)::
 
     key │ kind │ n Σz … Σyx │ bounds │ voxels by exposed faces │ cells by kind │ grey │ contacts
-      1 │    1 │         10 │      6 │                       7 │            44 │    4 │ 3 a class
+      1 │    1 │         10 │      6 │                       7 │            44 │    5 │ 3 a class
 
 - The *key* of an object is the linear index, in the whole volume, of its first voxel in z, y, x
   order; of an object from an image of instances, its value.
@@ -30,8 +30,11 @@ N_VOXELS = MOMENTS.start
 BOUNDS = slice(MOMENTS.stop, MOMENTS.stop + 6)
 EXPOSED = slice(BOUNDS.stop, BOUNDS.stop + N_EXPOSURES)
 CELLS = slice(EXPOSED.stop, EXPOSED.stop + N_KINDS_OF_CELL)
-# Bounds of nothing: the first pair that is met replaces them.
-LOWEST, HIGHEST = -1, 2**62
+# Bounds of nothing: the first pair that is met replaces them. Grey values may be negative.
+LOWEST, HIGHEST = -(2**62), 2**62
+# The columns of the intensity: sum, sum of squares in two digits of 32 bits, lowest, highest value.
+N_GREY = 5
+GREY_DIGIT = 2**32
 # Squares of the moments, in the order of the moments: (zz, yy, xx, zy, zx, yx).
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
@@ -43,7 +46,8 @@ class Layout:
     Parameters
     ----------
     intensity : bool
-        Sum, sum of squares, lowest and highest grey value.
+        Sum, sum of squares, lowest and highest grey value. The sum of squares of a large object
+        does not fit 64 bits: of each block's, the upper and the lower 32 bits are added up apart.
     n_contacts : int
         Classes whose faces shared with the object are counted, z, y, x.
     """
@@ -54,7 +58,7 @@ class Layout:
     @property
     def grey(self) -> slice:
         """Columns of the intensity."""
-        return slice(CELLS.stop, CELLS.stop + 4 * self.intensity)
+        return slice(CELLS.stop, CELLS.stop + N_GREY * self.intensity)
 
     @property
     def contacts(self) -> slice:
@@ -71,8 +75,8 @@ class Layout:
         rows = np.zeros((n, self.width), np.int64)
         rows[:, BOUNDS] = (HIGHEST,) * 3 + (LOWEST,) * 3
         if self.intensity:
-            rows[:, self.grey.start + 2] = HIGHEST
-            rows[:, self.grey.start + 3] = LOWEST
+            rows[:, self.grey.stop - 2] = HIGHEST
+            rows[:, self.grey.stop - 1] = LOWEST
         return rows
 
 
@@ -165,7 +169,7 @@ def _add_rows(rows: np.ndarray, sizes: np.ndarray, layout: Layout) -> tuple[np.n
     merged[:, upper] = np.maximum.reduceat(rows[:, upper], first, axis=0)
     merged[:, EXPOSED.start :] = np.add.reduceat(rows[:, EXPOSED.start :], first, axis=0)
     if layout.intensity:
-        low, high = layout.grey.start + 2, layout.grey.start + 3
+        low, high = layout.grey.stop - 2, layout.grey.stop - 1
         merged[:, low] = np.minimum.reduceat(rows[:, low], first)
         merged[:, high] = np.maximum.reduceat(rows[:, high], first)
 

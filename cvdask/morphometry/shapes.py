@@ -13,6 +13,9 @@ sparseness            V / (4/3 π R1 R2 R3): infinite where it is one voxel thic
 Euler number          objects − tunnels + cavities
 ===================== =========================================================================
 
+Where both radii are 0 there is no quotient, but NaN: the flatness of a row of voxels, and both of a
+single voxel.
+
 Columns that end in ``_suite`` are what the 3D ImageJ Suite computes: S of exposed faces. Those that
 end in ``_corrected`` take its corrected area, 0.894 n1 + 1.3409 n2 + 1.5879 n3 + 2 n4 + 8/3 n5 +
 10/3 n6, over voxels by exposed faces (1; 2; 3 without an opposite pair; 3 with one; 4; 5 — a voxel
@@ -272,15 +275,16 @@ def _column_notes() -> dict[str, str]:
     crofton = "Crofton's formula, 13 directions, over 2×2×2 configurations (Lehmann, Legland 2012)"
     faces = "area of exposed voxel faces, as the 3D ImageJ Suite takes it"
     notes = {
-        "label": "number of the object in its class, by first voxel in z, y, x order",
+        "label": "number in its class, by first voxel in z, y, x order; of instances, their value",
+        "class": "name of the class, or its value; of instances, the label image",
         "n_voxels": "voxels",
         "volume_um3": "voxels times voxel volume",
         "surface_um2": crofton,
         "sa_v_per_um": "surface_um2 / volume_um3",
         "compactness": "36 π V² / S³ with surface_um2",
         "sphericity": "cube root of compactness",
-        "elongation": "radius_1 / radius_2",
-        "flatness": "radius_2 / radius_3; infinite for objects one voxel thick",
+        "elongation": "radius_1 / radius_2; infinite for rows of voxels, NaN for one voxel",
+        "flatness": "radius_2 / radius_3; infinite for objects one voxel thick, NaN for rows",
         "sparseness": "V / (4/3 π R1 R2 R3); infinite for objects one voxel thick",
         "euler_number": "objects − tunnels + cavities",
         "equivalent_diameter_um": "diameter of the ball of that volume",
@@ -294,6 +298,10 @@ def _column_notes() -> dict[str, str]:
         "compactness_corrected": "36 π n² / A³ with surface_corrected_px",
         "sphericity_corrected": "cube root of compactness_corrected",
         "discrete_compactness": "(n − A/6) / (n − n^⅔) with surface_faces_px",
+        "intensity_mean": "mean grey value of its voxels",
+        "intensity_sd": "standard deviation of the grey values, divided by n",
+        "intensity_min": "lowest grey value",
+        "intensity_max": "highest grey value",
         "angle_to_fibre_deg": "angle of axis 1 to the direction of the fibre, 0 to 90",
     }
     for k in (1, 2, 3):
@@ -307,3 +315,5 @@ def _column_notes() -> dict[str, str]:
 
 
 COLUMN_NOTES = _column_notes()
+# Of the columns contact_<class>_um2.
+CONTACT_NOTE = "area of the voxel faces shared with the class"

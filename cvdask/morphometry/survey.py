@@ -20,6 +20,7 @@ hold a few numbers for each block, and of the objects only those that cross bord
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -32,6 +33,7 @@ from cvdask.engine.blockwise import reduce, run
 from cvdask.engine.cluster import Pool
 from cvdask.engine.ledger import Ledger
 from cvdask.engine.plan import Plan
+from cvdask.errors import DamagedData
 from cvdask.morphometry.block_objects import (
     Examined,
     Runs,
@@ -41,20 +43,20 @@ from cvdask.morphometry.block_objects import (
     keys_of,
     outline,
 )
-from cvdask.morphometry.classes import (
+from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
+from cvdask.morphometry.partials import CELLS, KEY, Layout, merge_rows
+from cvdask.morphometry.runs import NO_CLASS, roots_of, unite
+from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
+from cvdask.volume.boxes import Block, Box, Grid
+from cvdask.volume.classes import (
     absent_values,
     class_values,
     named_values,
     read_classes,
 )
-from cvdask.morphometry.configurations import KIND_OF_CELL, N_KINDS_OF_CELL
-from cvdask.morphometry.partials import CELLS, KEY, Layout, merge_rows
-from cvdask.morphometry.runs import NO_CLASS, roots_of, unite
-from cvdask.morphometry.scratch import read_arrays, write_arrays
-from cvdask.morphometry.seams import ABOVE, BELOW, count_seam
-from cvdask.volume.boxes import Block, Box, Grid
 from cvdask.volume.colors import UNANNOTATED
-from cvdask.volume.objects import list_objects, read_json, write_json
+from cvdask.volume.objects import list_objects, read_json, redact, write_json
+from cvdask.volume.scratch import read_arrays, write_arrays
 from cvdask.volume.store import Level, Volume, read_box, volume_digest
 
 # Blocks hold about so many voxels: more would pass the memory of small workers where every voxel is
@@ -95,6 +97,11 @@ class Survey:
         Whether shapes are wanted, or only numbers of voxels.
     largest : int
         Largest label of an image of instances, known after the scan.
+    merge : str
+        Names the run that has joined the objects, known after that: what a process keeps in memory
+        of one run is not taken for another's.
+    gathered : tuple of int
+        From how many blocks each part has got rows, known after they were gathered.
     scratch_url, scratch : str
         Where tasks leave their results.
     """
@@ -110,9 +117,11 @@ class Survey:
     image: Level | None
     digest: str
     full: bool
-    largest: int
     scratch_url: str
     scratch: str
+    largest: int = 0
+    merge: str = ""
+    gathered: tuple[int, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -146,10 +155,11 @@ class Survey:
     def part(self, keys: np.ndarray) -> np.ndarray:
         """Return the part of each key: (N,) int64."""
         if self.connectivity is None:
-            width = self.largest // self.n_parts + 1
+            width = -(-self.largest // self.n_parts)
         else:
             width = -(-math.prod(self.level.shape) // self.n_parts)
-        return np.asarray(keys // width)
+        # Labels go up to the last of the range, which would otherwise begin a part of its own.
+        return np.minimum(keys // max(width, 1), self.n_parts - 1)
 
     def key(self, stage: str, *numbers: int) -> str:
         """Return where a task leaves its result."""
@@ -224,6 +234,12 @@ def describe_survey(
     shape = tuple(int(extent) for extent in chosen)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a block has three extents of at least 1 voxel. Received: {shape}")
+    extents = [min(pair) for pair in zip(shape, labels.shape, strict=True)]
+    if math.prod(extents) * max(extents) ** 2 >= 2**62:
+        raise ValueError(
+            f"voxels times the square of the longest extent of a block stay below 2⁶², or its "
+            f"moments would overflow. Received: a block of {tuple(extents)}"
+        )
     return Survey(
         url=labels.url,
         level=labels.levels[0],
@@ -236,7 +252,6 @@ def describe_survey(
         image=image,
         digest=volume_digest(labels),
         full=full,
-        largest=0,
         scratch_url=scratch[0],
         scratch=scratch[1],
     )
@@ -313,12 +328,19 @@ def carry_out(survey: Survey, pool: Pool, total: Total) -> Survey:
         records = survey.ledger("scan").records()
         survey = replace(survey, largest=max((r["largest"] for r in records), default=0))
     run(partial(seam_block, survey), seam, ledger=survey.ledger("seam"), client=pool)
-    if read_json(survey.scratch_url, f"{survey.scratch}/merged.json") is None:
+    done = read_json(survey.scratch_url, f"{survey.scratch}/merged.json")
+    if done is None:
         merged = reduce(partial(_edges_of, survey), contract, seam, client=pool)[0]
         assert merged is not None  # there is at least one block
         _write_merged(survey, merged)
-        write_json(survey.scratch_url, f"{survey.scratch}/merged.json", {"state": "complete"})
+        done = {"merge": uuid.uuid4().hex}
+        write_json(survey.scratch_url, f"{survey.scratch}/merged.json", done)
+    survey = replace(survey, merge=done["merge"])
     run(partial(gather_block, survey), gather, ledger=survey.ledger("gather"), client=pool)
+    handed = np.zeros(survey.n_parts, np.int64)
+    for record in survey.ledger("gather").records():
+        handed[record["parts"]] += 1
+    survey = replace(survey, gathered=tuple(handed.tolist()))
     run(partial(total, survey), parts, ledger=survey.ledger("total"), client=pool)
     return survey
 
@@ -505,13 +527,14 @@ def gather_block(survey: Survey, block: Block) -> dict[str, Any]:
                 own[:, KEY] = first_of_chain(survey, block, own[:, KEY])
                 rows.append(own)
     if not rows:
-        return {}
+        return {"parts": []}
     everything = np.concatenate(rows)
     parts = survey.part(everything[:, KEY])
-    for part in np.unique(parts):
+    met = np.unique(parts).tolist()
+    for part in met:
         chosen = {"rows": everything[parts == part]}
-        write_arrays(survey.scratch_url, survey.key("gathered", int(part), block.index), chosen)
-    return {}
+        write_arrays(survey.scratch_url, survey.key("gathered", part, block.index), chosen)
+    return {"parts": met}
 
 
 def _decide(survey: Survey, block: Block, found: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -538,9 +561,20 @@ def _decide(survey: Survey, block: Block, found: dict[str, np.ndarray]) -> np.nd
 
 
 def total_rows(survey: Survey, part: int) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the rows of the objects of a part; see ``partials.merge_rows``."""
+    """Add up the rows of the objects of a part; see ``partials.merge_rows``.
+
+    Raises
+    ------
+    DamagedData
+        When rows that a block has handed over are gone, or are not what was written.
+    """
     prefix = survey.key("gathered", part) + "/"
     keys = sorted(list_objects(survey.scratch_url, prefix))
+    if len(keys) != survey.gathered[part]:
+        raise DamagedData(
+            f"{redact(survey.scratch_url)}/{prefix} holds what {len(keys)} blocks have left, of "
+            f"{survey.gathered[part]}: the rest is gone. Run the same command with --overwrite"
+        )
     found = [read_arrays(survey.scratch_url, key)["rows"] for key in keys]
     rows = np.concatenate(found) if found else survey.layout.empty(0)
     return merge_rows(rows, survey.layout)

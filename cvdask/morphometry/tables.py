@@ -8,8 +8,6 @@ datasets pass by names that begin with an underscore.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,11 +20,10 @@ from cvdask.volume.objects import (
     normalize_url,
     object_exists,
     read_json,
-    read_object,
     redact,
     write_json,
-    write_object,
 )
+from cvdask.volume.parquet import read_table, table_metadata
 
 # Late: workers that only count need neither.
 if TYPE_CHECKING:
@@ -80,38 +77,6 @@ def existing_table(parent: str, name: str, scratch: str) -> Mapping[str, Any] | 
     if begun is None and any(True for _ in list_objects(parent, f"{name}/")):
         return {}
     return begun
-
-
-def write_table(parent: str, name: str, table: pa.Table) -> None:
-    """Write a table, or a part of one, whole or not at all."""
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_object(parent, name, buffer.getvalue())
-
-
-def read_table(parent: str, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a file.
-
-    Raises
-    ------
-    DamagedData
-        When it is no table.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        data = io.BytesIO(read_object(parent, name) or b"")
-        return pyarrow.parquet.read_table(data, columns=columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DamagedData(f"{redact(parent)}/{name} is no table: {error}") from error
-
-
-def table_metadata(schema: pa.Schema) -> dict[str, Any]:
-    """Return what a table says of itself: provenance, warnings, sizes."""
-    return dict(json.loads((schema.metadata or {}).get(b"cvdask", b"{}")))
 
 
 def complete_parts(parent: str, name: str, metadata: Mapping[str, Any]) -> None:

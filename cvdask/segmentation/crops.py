@@ -5,16 +5,13 @@
 2. :func:`batches` cuts and augments the crops of each epoch, each from a random generator of its
    own: (seed, fold, epoch, number). A training that goes on after a kill sees the crops that it
    would have seen.
-3. :func:`prefetch` does that in a thread, a few batches ahead.
+3. :func:`cvdask.networks.prefetch.prefetch` does that in a thread, a few batches ahead.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,7 +24,6 @@ MOST_POSITIONS = 4096
 
 # (image (S, S) float32 normalised, target (S, S) uint8) of each patch
 Data = Sequence[tuple[np.ndarray, np.ndarray]]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -129,51 +125,3 @@ def choose_crop(
     i = int(rng.integers(len(training)))
     y, x = rng.uniform(0, training[i][0].shape)
     return i, (float(y), float(x))
-
-
-def prefetch(items: Iterator[Item], n: int) -> Generator[Item, None, None]:
-    """Yield items in order, while a thread prepares up to ``n`` more.
-
-    What the thread raises is raised here. Closing the generator ends the thread.
-
-    Parameters
-    ----------
-    items : iterator
-        Used by the thread only.
-    n : int
-        Items that wait, at most.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(n)
-    closed = threading.Event()
-
-    def put(entry: tuple[str, Any]) -> None:
-        while not closed.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def prepare() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if closed.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:
-            put(("error", error))
-
-    thread = threading.Thread(target=prepare, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        closed.set()
-        thread.join()

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from cvdask.engine.cluster import machine_limits
+from cvdask.networks.device import has_gpu, is_out_of_memory, prepare_framework
 from cvdask.segmentation import model_file
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.quantise import INT8_FLAGS, load_quantised, quantise
@@ -140,7 +140,7 @@ def _load(settings: NetworkSettings) -> Network:
             f"Received at {redact(settings.path)}: {found[:12]}…. Put the same file there, or "
             f"start over with --overwrite"
         )
-    _prepare_framework(settings.cores)
+    prepare_framework(settings.cores)
     unet, model = model_file.load(settings.path)
     if settings.precision == "int8":
         forward = load_quantised(_read_quantised(settings.quantised), settings.cores)
@@ -178,55 +178,12 @@ def quantise_network(settings: NetworkSettings, images: np.ndarray) -> tuple[byt
     data, network
         What every worker is to load, and the same ready to be tried.
     """
-    _prepare_framework(settings.cores)
+    prepare_framework(settings.cores)
     unet, model = model_file.load(settings.path)
     exact = load_network(replace(settings, precision="float32", quantised=None))
     grey = exact.normalised(images)[..., 0]
     data = quantise(unet.architecture, fold(unet.architecture, model), grey)
     return data, Network(unet, load_quantised(data, settings.cores), "int8", settings.n_views)
-
-
-def _prepare_framework(threads: int) -> None:
-    """Set what a framework reads only when it starts; one that has started keeps what it has.
-
-    Parameters
-    ----------
-    threads : int
-        Cores that a call may use.
-    """
-    # By default TensorFlow and JAX take all of a GPU's memory at once.
-    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow
-
-        # A RuntimeError says that it has started: then its user has decided.
-        with contextlib.suppress(RuntimeError):
-            tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
-    elif keras.backend.backend() == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def has_gpu() -> bool:
-    """Tell whether the framework sees a GPU. Starts the framework."""
-    import keras
-
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow
-
-        return bool(tensorflow.config.list_physical_devices("GPU"))
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 def supports_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -340,6 +297,59 @@ class Network:
             np.concatenate(planes, axis=1) if planes else None,
             limit,
         )
+
+    def classify_across(
+        self,
+        image: np.ndarray,
+        kept: tuple[slice, ...],
+        axes: Sequence[int],
+        batch_size: int = 1,
+        *,
+        probabilities: bool = False,
+    ) -> Classified:
+        """Return the label value of every voxel, from planes across several axes.
+
+        The probabilities are averaged on the host: what crosses from the device is one float per
+        class, plane and pixel.
+
+        Parameters
+        ----------
+        image : (Z, Y, X) grey values as stored
+            What the network sees.
+        kept : tuple of slice
+            What of it counts.
+        axes : sequence of int
+            Axes that the planes lie across.
+        batch_size, probabilities
+            As in :meth:`classify`; planes per call.
+
+        Raises
+        ------
+        MemoryError
+            When one plane alone does not fit the device.
+        """
+        shape = image[kept].shape
+        total = np.zeros((*shape, len(self.unet.values)), np.float32)  # (z, y, x, C)
+        limits = []
+        for axis in axes:
+            planes = np.moveaxis(image, axis, 0)[kept[axis]]  # (N, A, B)
+            within = (slice(None), *(one for i, one in enumerate(kept) if i != axis))
+            sums = iter(np.moveaxis(total, axis, 0))  # (a, b, C) each, of the same memory
+
+            def add(
+                average: Any, within: tuple[slice, ...] = within, sums: Iterator[Any] = sums
+            ) -> None:
+                for one, place in zip(_to_numpy(average)[within], sums, strict=False):
+                    place += one
+
+            limits.append(self._run(planes, batch_size, add)[1])
+        total /= len(axes)
+        values = np.array(self.unet.values, np.uint8)
+        quantised = None
+        if probabilities:
+            rounded = np.floor(total[..., 1:] * 255 + 0.5).astype(np.uint8)
+            quantised = np.moveaxis(rounded, -1, 0)  # (C, z, y, x)
+        return Classified(values[total.argmax(-1)], quantised, min(limits))
 
     def normalised(self, images: np.ndarray) -> np.ndarray:
         """Return what the network itself sees of (N, Y, X) images: (N, Y', X', 1) float32."""
@@ -484,10 +494,3 @@ def _numerics(precision: str) -> Iterator[None]:
     finally:
         config.enable_tensor_float_32_execution(rounded)
         optimiser.set_experimental_options({ONEDNN_BFLOAT16: before})
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a device's memory ran out: every backend has its own words for it."""
-    words = f"{type(error).__name__}: {error}".lower()
-    signs = ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory")
-    return isinstance(error, MemoryError) or any(sign in words for sign in signs)

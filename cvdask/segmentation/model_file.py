@@ -21,7 +21,6 @@ bytes have to fit the number of parameters, and every array the shape that the n
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -36,9 +35,17 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from cvdask.networks.archive import digest as digest
+from cvdask.networks.archive import (
+    find_member,
+    open_archive,
+    open_file,
+    own_member,
+    read_member,
+)
 from cvdask.segmentation.unet import Architecture, build, n_parameters
 from cvdask.volume.colors import UNANNOTATED
-from cvdask.volume.objects import is_remote, normalize_url, read_object, redact, write_object
+from cvdask.volume.objects import normalize_url, redact, write_object
 
 if TYPE_CHECKING:
     import keras
@@ -273,8 +280,8 @@ def describe(path: str | os.PathLike[str]) -> UNet:
         When the file is damaged, was not written by :func:`save`, or holds what cannot be.
     """
     where = redact(normalize_url(path))
-    with _open(path) as file:
-        return _read_metadata(_archive(file, where), where)
+    with open_file(path) as file:
+        return _read_metadata(open_archive(file, where), where)
 
 
 def load(path: str | os.PathLike[str], *, precision: str = "float32") -> tuple[UNet, keras.Model]:
@@ -303,91 +310,35 @@ def load(path: str | os.PathLike[str], *, precision: str = "float32") -> tuple[U
         its architecture.
     """
     where = redact(normalize_url(path))
-    with _open(path) as file:
-        archive = _archive(file, where)
+    with open_file(path) as file:
+        archive = open_archive(file, where)
         unet = _read_metadata(archive, where)
         n_bytes = 4 * n_parameters(unet.architecture)  # float32
-        stored = _member(archive, WEIGHTS, where).file_size
+        stored = find_member(archive, WEIGHTS, where).file_size
         if not n_bytes <= stored <= n_bytes + LARGEST_OVERHEAD:
             raise ValueError(
                 f"{where}: the arrays of this architecture take {n_bytes} bytes and at most "
                 f"{LARGEST_OVERHEAD} around them. Received: {WEIGHTS} of {stored} bytes. The file "
                 f"is damaged or was not written by cvdask"
             )
-        weights = _read(archive, WEIGHTS, where)
+        weights = read_member(archive, WEIGHTS, where)
     model = build(unet.architecture, precision=precision)
     _fill(model, weights, where)
     return unet, model
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """Return the sha256 of a file, as 64 hexadecimal digits.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is none.
-    """
-    with _open(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open(path: str | os.PathLike[str]) -> io.BufferedReader | io.BytesIO:
-    """Open a local file, or fetch a remote one."""
-    url = normalize_url(path)
-    if not is_remote(url):
-        return open(url, "rb")
-    parent, _, name = url.rpartition("/")
-    data = read_object(parent, name)
-    if data is None:
-        raise FileNotFoundError(f"there is no network at {redact(url)}")
-    return io.BytesIO(data)
 
 
 # ---------------------------------------------------------------------------------------------
 # The archive
 
 
-def _archive(file: io.BufferedReader | io.BytesIO, where: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{where} is no .keras file, or a damaged one: {error}") from error
-
-
-def _member(archive: zipfile.ZipFile, name: str, where: str) -> zipfile.ZipInfo:
-    """Find a member: there exactly once, as it is, so that its size is that of its bytes."""
-    found = [member for member in archive.infolist() if member.filename == name]
-    if len(found) != 1:
-        raise ValueError(
-            f"{where} must hold {name} once. Received: {len(found)} times, among "
-            f"{len(archive.infolist())} members. It was not written by cvdask train-unet"
-        )
-    (member,) = found
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise ValueError(
-            f"{where} must hold {name} uncompressed and unencrypted, as Keras writes it. Received: "
-            f"method {member.compress_type}, flags {member.flag_bits}"
-        )
-    return member
-
-
-def _read(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
-    """Read a member whole, which compares its checksum."""
-    try:
-        return archive.read(_member(archive, name, where))
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        raise ValueError(f"{where}: {name} is damaged: {error}") from error
-
-
 def _read_metadata(archive: zipfile.ZipFile, where: str) -> UNet:
-    size = _member(archive, METADATA, where).file_size
+    size = find_member(archive, METADATA, where).file_size
     if size > LARGEST_METADATA:
         raise ValueError(
             f"{where}: {METADATA} takes at most {LARGEST_METADATA} bytes. Received: {size}"
         )
     try:
-        values = json.loads(_read(archive, METADATA, where))
+        values = json.loads(read_member(archive, METADATA, where))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {METADATA} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -413,10 +364,10 @@ def _fill(model: keras.Model, weights: bytes, where: str) -> None:
     """
     try:
         with h5py.File(io.BytesIO(weights), "r") as file:
-            layers = _own(file, "layers", h5py.Group)
+            layers = own_member(file, "layers", h5py.Group)
             groups = {}
             for key in layers:
-                arrays = _own(_own(layers, key, h5py.Group), "vars", h5py.Group)
+                arrays = own_member(own_member(layers, key, h5py.Group), "vars", h5py.Group)
                 groups[str(arrays.attrs.get("name"))] = arrays
             for layer in model.layers:
                 if layer.weights:
@@ -434,7 +385,7 @@ def _arrays(groups: Mapping[str, Any], layer: keras.layers.Layer) -> list[np.nda
         raise ValueError(f"layer {layer.name} is missing")
     arrays = []
     for number, weight in enumerate(layer.weights):
-        dataset = _own(groups[layer.name], str(number), h5py.Dataset)
+        dataset = own_member(groups[layer.name], str(number), h5py.Dataset)
         name = f"{layer.name}/{weight.name}"
         if dataset.is_virtual or dataset.external or dataset.chunks:
             raise ValueError(
@@ -450,17 +401,3 @@ def _arrays(groups: Mapping[str, Any], layer: keras.layers.Layer) -> list[np.nda
             raise ValueError(f"{name} must be finite. Received: {array.size} numbers, some not")
         arrays.append(array)
     return arrays
-
-
-def _own(group: Any, key: str, kind: type) -> Any:
-    """Return a member of a group that lies in this very file, where links could lead anywhere."""
-    link = group.get(key, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        what = "nothing" if link is None else type(link).__name__
-        raise ValueError(f"{group.name}/{key} must be in the file itself. Received: {what}")
-    value = group[key]
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{group.name}/{key} must be a {kind.__name__}. Received: {type(value).__name__}"
-        )
-    return value

@@ -5,8 +5,9 @@
    and a reduced precision is compared with float32: by its scores on the patches that the training
    validated on, or, where those cannot be found, on a few slices of this volume.
 3. A task reads the box it will write and the network's halo around it, in y and x, from multiples
-   of the network's stride. Slices are classified one by one, a batch per call. The task writes its
-   own box, whole shards, and nothing else.
+   of the network's stride. Slices are classified one by one, a batch per call; planes across y and
+   x too where that is wanted, and their probabilities averaged. The task writes its own box, whole
+   shards, and nothing else.
 4. The coarser levels follow; the label image is shown to readers when all is there.
 
 Within the halo the network sees what it would see in the whole slice, and what it imagines beyond
@@ -20,7 +21,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +35,7 @@ from cvdask.engine.ledger import Record
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan
 from cvdask.errors import DamagedData
+from cvdask.networks.device import has_gpu
 from cvdask.segmentation import model_file
 from cvdask.segmentation.forward import (
     BFLOAT16_FLAGS,
@@ -41,7 +43,6 @@ from cvdask.segmentation.forward import (
     Network,
     NetworkSettings,
     Quantised,
-    has_gpu,
     load_network,
     quantise_network,
     supports_bfloat16,
@@ -50,6 +51,7 @@ from cvdask.segmentation.forward import (
 from cvdask.segmentation.patches import Patch, read_patch
 from cvdask.segmentation.quantise import INT8_FLAGS, check_openvino
 from cvdask.segmentation.tiling import (
+    ALONG_Z,
     CPU_BATCH_PIXELS,
     GPU_BATCH_PIXELS,
     output_shapes,
@@ -65,6 +67,7 @@ from cvdask.volume.objects import (
     normalize_url,
     read_json,
     read_object,
+    redact,
     write_json,
     write_object,
 )
@@ -92,6 +95,9 @@ COMPARED_SLICES = 3
 COMPARED_EXTENT = 512
 # Slices that int8 takes the ranges of its numbers from.
 CALIBRATION_SLICES = 8
+# Planes across y and x look like slices where voxels are this nearly as high as wide.
+MOST_ANISOTROPIC = 1.25
+AXES = {"z": (0,), "zyx": (0, 1, 2)}
 # An image this many standard deviations off the training's grey values was never what is meant.
 FAR_OFF = 10.0
 
@@ -107,6 +113,7 @@ class _Job:
     region: Box
     mask: Volume | None
     batch_size: int
+    axes: tuple[int, ...]
 
 
 def segment(
@@ -116,6 +123,7 @@ def segment(
     name: str = "classes",
     probabilities: bool = False,
     tta: bool = False,
+    axes: str = "z",
     precision: str = "float32",
     max_changed: float = 0.005,
     max_loss: float = 0.005,
@@ -148,6 +156,10 @@ def segment(
         Test-time augmentation: average the probabilities over the flipped slice, and where voxels
         are as high as wide and the training was not ``upright``, over the slice turned by 90° as
         well. Takes 4 or 8 times as long.
+    axes : {"z", "zyx"}
+        Planes that the network sees: slices, or planes across y and x as well, with the mean of
+        their probabilities. Needs voxels that are about as deep as they are wide, and takes three
+        times as long and more, since blocks then have a halo in z as well.
     precision : {"float32", "bfloat16", "int8"}
         ``bfloat16`` multiplies with 8 instead of 24 significant bits, on processors and GPUs that
         have it; ``int8`` with integers of 8 bits, on processors that have them (extra ``int8``).
@@ -214,6 +226,7 @@ def segment(
     masked = _open_mask(image, mask, name)
     spacing = image.voxel_size_nm
     assert spacing is not None
+    across = _check_axes(axes, image)
     # A quarter turn shows an image like those of the training only where voxels are as high as
     # wide, and where the training turned its crops.
     turnable = np.isclose(spacing[1], spacing[2], rtol=0.01) and not unet.upright
@@ -229,6 +242,7 @@ def segment(
             "name": name,
             "probabilities": probabilities,
             "n_views": n_views,
+            "axes": axes,
             "precision": precision,
             "region": str(region),
             "block_yx": list(block_yx) if block_yx else None,
@@ -246,15 +260,8 @@ def segment(
         return open_volume(image.url, labels=name)
     with connect(client, workers=workers) as opened:
         pool = _with_gpus(opened, gpu)
-        begun_with = _begun_with(main) if state == "begun" else None
-        if begun_with and begun_with.precision != precision:
-            notices.append(
-                f"the run was begun in {begun_with.precision}, by a machine without {precision}, "
-                f"and goes on so: voxels must not depend on who computes them"
-            )
-        quantised = _quantised_before(main) if state == "begun" and precision == "int8" else None
-        used = begun_with.precision if begun_with else precision
-        extents = begun_with.block_yx if begun_with else _block_extents(block_yx, main.levels[0])
+        begun_with = _begun_with(main) if state == "begun" else _Choices()
+        used = begun_with.prediction.get("precision", precision)
         plan = plan_segment(
             image.levels[0],
             unet.architecture,
@@ -263,24 +270,35 @@ def segment(
             worker_bytes=pool.worker_bytes,
             batch_size=batch_size,
             batch_pixels=GPU_BATCH_PIXELS if _expects_gpu(pool) else CPU_BATCH_PIXELS,
-            block_yx=extents,
+            block_yx=begun_with.block_yx or _block_extents(block_yx, main.levels[0]),
+            depth=begun_with.depth,
             tta=n_views > 1,
+            axes=across,
         )
         if dry_run:
             pairs = zip(full.levels, full.levels[1:], strict=False)
             return [plan, *(plan_level(image.url, fine, coarse) for fine, coarse in pairs)]
         asked = NetworkSettings(model_url, digest, used, n_views, *_sharing(pool))
         job = _Job(
-            image, outputs, asked, unet.architecture, region, masked, plan.notes["batch_size"]
+            image,
+            outputs,
+            asked,
+            unet.architecture,
+            region,
+            masked,
+            plan.notes["batch_size"],
+            across,
         )
-        probe, network = pool.submit(_probe, job, quantised, bool(gpu)).result()
-        notices += _judge(probe, used, max_changed, max_loss)
+        probe, data = pool.submit(_probe, job, begun_with.prediction, bool(gpu)).result()
+        notices += _judge(probe, precision, max_changed, max_loss)
         for notice in notices:
             warnings.warn(notice, stacklevel=2)
         begin(outputs, provenance, **ways)
-        if begun_with is None:
-            _remember_choices(main, plan, probe["precision"])
-        quantised = _remember_quantised(main, network) if network else None
+        quantised = begun_with.quantised
+        if not begun_with.prediction:
+            # The choices last: where they are, all that was chosen is there.
+            quantised = _remember_quantised(main, data) if data else None
+            _remember_choices(main, plan, probe)
         job = replace(
             job, network=replace(asked, precision=probe["precision"], quantised=quantised)
         )
@@ -288,7 +306,7 @@ def segment(
             outputs,
             plan,
             partial(_segment_block, job),
-            remember=_remember,
+            remember=partial(_remember, probe),
             client=pool,
             mask=_engine_mask(masked),
         )
@@ -301,7 +319,7 @@ def segment(
     for other in outputs[1:]:
         publish(other)
     # The classes last: readers who see them see the probabilities too.
-    publish(full, warnings=[*notices, *late], prediction=probe)
+    publish(full, warnings=[*notices, *late])
     return open_volume(image.url, labels=name)
 
 
@@ -330,6 +348,21 @@ def _check_options(
     for axis, extent in zip("yx", block_yx or (), strict=False):
         if extent < 1:
             raise ValueError(f"a block has at least one voxel. Received along {axis}: {extent}")
+
+
+def _check_axes(axes: str, image: Volume) -> tuple[int, ...]:
+    """Return the axes that planes lie across; refuse those that would show another tissue."""
+    if axes not in AXES:
+        raise ValueError(f"planes lie across {' or '.join(AXES)}. Received: {axes!r}")
+    assert image.voxel_size_nm is not None
+    z, y, x = image.voxel_size_nm
+    if axes != "z" and max(z, y, x) > MOST_ANISOTROPIC * min(z, y, x):
+        raise ValueError(
+            f"planes across y and x look like slices only where no side of a voxel is more than "
+            f"{MOST_ANISOTROPIC:g} times another. Received: {z:g} × {y:g} × {x:g} nm in "
+            f"{image.name}. Leave it at --axes z"
+        )
+    return AXES[axes]
 
 
 def _check_fit(unet: UNet, image: Volume) -> list[str]:
@@ -494,57 +527,71 @@ def _block_extents(block_yx: tuple[int, int] | None, level: Level) -> tuple[int,
 
 # Markers of a begun run name blocks by number, which means something in one grid only. So what was
 # chosen for a begun run is kept beside its markers: another machine, or another number of workers,
-# has another memory and other instructions and would choose otherwise.
+# has another memory and other instructions and would choose otherwise. The ranges of an int8
+# network are a choice too.
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """What a run was begun with.
+    """What a run was begun with; nothing for one that is yet to begin.
 
     Parameters
     ----------
-    block_yx : (y, x)
-        Extent of its blocks, in voxels.
-    precision : str
-        What was used, not what was asked for.
+    block_yx : (y, x), or None
+        Extent of its blocks, in voxels; None also where all of them are done.
+    depth : int, or None
+        The same along z.
+    prediction : mapping
+        What :func:`_probe` found.
+    quantised : Quantised, or None
+        The network of an int8 run.
     """
 
-    block_yx: tuple[int, int]
-    precision: str
+    block_yx: tuple[int, int] | None = None
+    depth: int | None = None
+    prediction: Mapping[str, Any] = field(default_factory=dict)
+    quantised: Quantised | None = None
 
 
 def _choices_key(main: Volume) -> str:
     return f"{main.levels[0].path}/.cvdask/blocks.json"
 
 
-def _begun_with(main: Volume) -> _Choices | None:
+def _begun_with(main: Volume) -> _Choices:
     kept = read_json(main.url, _choices_key(main))
-    return None if kept is None else _Choices((int(kept["y"]), int(kept["x"])), kept["precision"])
+    if kept is None:
+        # Before the first block, or after the last: then the prediction has been recorded.
+        recorded = read_attributes(main.url, labels=main.name).get("prediction", {})
+        return _Choices(prediction=recorded)
+    quantised = None
+    if kept["prediction"]["precision"] == "int8":
+        data = read_object(main.url, _quantised_key(main))
+        if data is None:
+            raise DamagedData(
+                f"a run in int8 goes on with the network that it was begun with. Received: none at "
+                f"{redact(main.url)}/{_quantised_key(main)}. Start over with --overwrite"
+            )
+        quantised = _quantised_at(main, data)
+    extents = (int(kept["y"]), int(kept["x"]))
+    return _Choices(extents, int(kept["z"]), kept["prediction"], quantised)
 
 
-def _remember_choices(main: Volume, plan: Plan, precision: str) -> None:
-    _, y, x = plan.grid.block_shape
-    write_json(main.url, _choices_key(main), {"y": y, "x": x, "precision": precision})
-
-
-# The ranges of an int8 network are a choice too: who goes on must compute what was begun with.
+def _remember_choices(main: Volume, plan: Plan, prediction: Mapping[str, Any]) -> None:
+    extents = dict(zip("zyx", plan.grid.block_shape, strict=True))
+    write_json(main.url, _choices_key(main), {**extents, "prediction": dict(prediction)})
 
 
 def _quantised_key(main: Volume) -> str:
     return f"{main.levels[0].path}/.cvdask/int8"
 
 
-def _quantised_before(main: Volume) -> Quantised | None:
-    data = read_object(main.url, _quantised_key(main))
-    if data is None:
-        return None
+def _quantised_at(main: Volume, data: bytes) -> Quantised:
     return Quantised(main.url, _quantised_key(main), hashlib.sha256(data).hexdigest())
 
 
-def _remember_quantised(main: Volume, network: bytes) -> Quantised:
-    key = _quantised_key(main)
-    write_object(main.url, key, network)
-    return Quantised(main.url, key, hashlib.sha256(network).hexdigest())
+def _remember_quantised(main: Volume, data: bytes) -> Quantised:
+    write_object(main.url, _quantised_key(main), data)
+    return _quantised_at(main, data)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -584,21 +631,21 @@ def _sharing(pool: Pool) -> tuple[int, int]:
 
 
 def _probe(
-    job: _Job, quantised: Quantised | None, gpu: bool
-) -> tuple[dict[str, Any], bytes | None]:
+    job: _Job, known: Mapping[str, Any], gpu: bool
+) -> tuple[Mapping[str, Any], bytes | None]:
     """Load the network on a worker and see how it will run: device, precision, what that changes.
 
     Parameters
     ----------
     job : _Job
-    quantised : Quantised, optional
-        The int8 network that the run has begun with.
+    known : mapping
+        What was found when the run was begun: it goes on like that. Empty for a new run.
     gpu : bool
 
     Returns
     -------
     found, data
-        What is to be remembered, and the int8 network where one is to be used.
+        What is to be remembered, and the int8 network where one was made.
 
     Raises
     ------
@@ -609,19 +656,18 @@ def _probe(
     exact = load_network(replace(settings, precision="float32"))
     if gpu and not has_gpu():
         raise ValueError("a GPU was asked for, and the framework on this worker sees none")
+    if known:
+        return known, None
     found: dict[str, Any] = {"device": "gpu" if has_gpu() else "cpu"}
     found["precision"] = settings.precision
     data = None
     if settings.precision == "float32":
         return found, data
-    if settings.precision != "int8":
-        reduced = load_network(settings)
-    elif quantised is not None:
-        reduced = load_network(replace(settings, quantised=quantised))
-        data = read_object(quantised.url, quantised.key)
-    else:
+    if settings.precision == "int8":
         parts = [images[0] for _, images, _ in _samples(job, CALIBRATION_SLICES)]
         data, reduced = quantise_network(settings, np.stack(parts))
+    else:
+        reduced = load_network(settings)
     scores = [_validation_score(network, job.image) for network in (exact, reduced)]
     if None in scores:
         found["changed_share"] = round(_changed_share(job, reduced, exact), 6)
@@ -643,7 +689,8 @@ def _usable(settings: NetworkSettings) -> NetworkSettings:
 def _samples(job: _Job, n_slices: int) -> Iterator[tuple[Box, np.ndarray, tuple[slice, ...]]]:
     """Read the middle of some slices of the region, with what the network sees around it.
 
-    Yields the box that counts, the images (1, Y, X), and where in them the box lies.
+    Yields the box that counts, the images (1, Y, X), and where in them the box lies. Slices that
+    cannot be read are passed over: their blocks will be listed with the others.
     """
     region = job.region
     start, stop = [], []
@@ -651,10 +698,19 @@ def _samples(job: _Job, n_slices: int) -> Iterator[tuple[Box, np.ndarray, tuple[
         middle = (region.start[axis] + region.stop[axis]) // 2
         start.append(max(region.start[axis], middle - COMPARED_EXTENT // 2))
         stop.append(min(region.stop[axis], middle + COMPARED_EXTENT // 2))
-    for z in _spread(region, n_slices):
+    places = _spread(region, n_slices)
+    damages = []
+    for z in places:
         kept = Box((z, *start), (z + 1, *stop))
         window = read_window(job.image.shape, kept, job.architecture)
-        yield kept, read_box(job.image.url, job.image.levels[0], window), kept.within(window)
+        try:
+            images = read_box(job.image.url, job.image.levels[0], window)
+        except DamagedData as error:
+            damages.append(error)
+            continue
+        yield kept, images, kept.within(window)
+    if len(damages) == len(places):
+        raise damages[0]
 
 
 def _changed_share(job: _Job, reduced: Network, exact: Network) -> float:
@@ -697,18 +753,23 @@ def _validation_score(network: Network, image: Volume) -> float | None:
             confusion += confusion_matrix(target, predicted, len(values))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    scores = [score for score in f1_scores(confusion)[1:] if np.isfinite(score)]
+    # A class that the patches do not show has no score, or 0 for the first voxel taken for it.
+    by_class = zip(f1_scores(confusion)[1:], confusion.sum(1)[1:], strict=True)
+    scores = [score for score, n_voxels in by_class if n_voxels]
     return float(np.mean(scores)) if scores else None
 
 
 def _judge(
     probe: Mapping[str, Any], precision: str, max_changed: float, max_loss: float
 ) -> list[str]:
-    """Refuse a precision that loses or changes too much; say so where it is not there."""
+    """Refuse a precision that loses or changes too much; say so where it is not there.
+
+    A run that goes on elsewhere says the same: what it leaves must not tell of the interruption.
+    """
     if probe["precision"] != precision:
         missing = " or ".join(sorted({"bfloat16": BFLOAT16_FLAGS, "int8": INT8_FLAGS}[precision]))
         return [
-            f"the processor has no {precision} instructions ({missing})"
+            f"the processor that the run was begun on has no {precision} instructions ({missing})"
             f"{', and there is no GPU' if precision == 'bfloat16' else ''}: "
             f"{probe['precision']} was used"
         ]
@@ -738,16 +799,20 @@ def _segment_block(job: _Job, block: Block) -> Record:
     arrays = [np.zeros(block.write.shape, np.uint8) for _ in job.outputs]
     record: Record = {}
     if wanted is None or wanted.any():
-        window = read_window(job.image.shape, kept, job.architecture)
-        images = read_box(job.image.url, job.image.levels[0], window)  # (Z, Y, X)
-        settings = _usable(job.network)
-        found = load_network(settings).classify(
-            images, job.batch_size, probabilities=len(arrays) > 1
-        )
+        window = read_window(job.image.shape, kept, job.architecture, job.axes)
+        image = read_box(job.image.url, job.image.levels[0], window)  # (Z, Y, X)
         inner = kept.within(window)
-        planes = [found.classes, *(() if found.probabilities is None else found.probabilities)]
-        for array, plane in zip(arrays, planes, strict=True):
-            part = plane[inner]
+        settings = _usable(job.network)
+        network = load_network(settings)
+        options: dict[str, Any] = {"probabilities": len(arrays) > 1}
+        if job.axes == ALONG_Z:
+            found = network.classify(image, job.batch_size, **options)
+        else:
+            found = network.classify_across(image, inner, job.axes, job.batch_size, **options)
+            inner = (slice(None),) * 3
+        parts = [found.classes, *(() if found.probabilities is None else found.probabilities)]
+        for array, whole in zip(arrays, parts, strict=True):
+            part = whole[inner]
             array[kept.within(block.write)] = part if wanted is None else part * wanted
         if found.batch_size < job.batch_size:
             record["batch_size"] = found.batch_size
@@ -760,14 +825,14 @@ def _segment_block(job: _Job, block: Block) -> Record:
     return record
 
 
-def _remember(records: Iterator[Record]) -> dict[str, Any]:
-    """Turn what did not go as planned on any block into attributes."""
+def _remember(prediction: Mapping[str, Any], records: Iterator[Record]) -> dict[str, Any]:
+    """Return how networks ran, and what did not go as planned on any block, as attributes."""
     sizes: list[int] = []
     n_lower = 0
     for record in records:
         sizes += [record["batch_size"]] if "batch_size" in record else []
         n_lower += "precision" in record
-    remembered: dict[str, Any] = {}
+    remembered: dict[str, Any] = {"prediction": dict(prediction)}
     if sizes:
         remembered["smallest_batch"] = min(sizes)
     if n_lower:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.volume.objects import is_remote, redact
+from cvdask.networks.files import network_path
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,7 @@ class RunFiles:
         ValueError
             When it is not a local ``.keras`` file.
         """
-        path = Path(out)
-        if is_remote(os.fspath(out)) or path.suffix != ".keras":
-            raise ValueError(
-                f"a network is written to a local file that ends in .keras. Received: "
-                f"{redact(os.fspath(out))}"
-            )
+        path = network_path(out)
         return cls(path, path.with_suffix(""))
 
     def _with(self, ending: str) -> Path:
@@ -85,12 +81,13 @@ class RunFiles:
         """Return where the best network of a fold lies."""
         return self._with(f".fold{number}.keras")
 
+    def leftovers(self) -> list[Path]:
+        """Return the temporary files of these networks that a kill has left.
 
-def write_json_file(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file, at once."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False))
-    os.replace(partial, path)
+        The pattern is narrow: beside ``net.keras`` a ``net.large.keras`` may be in training now.
+        """
+        name = re.compile(rf"{re.escape(self.stem.name)}(\.fold\d+)?\.[0-9a-f]{{32}}\.partial")
+        return [path for path in self.stem.parent.iterdir() if name.fullmatch(path.name)]
 
 
 @dataclass

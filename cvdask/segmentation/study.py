@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from cvdask.networks.files import write_json_file
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.patches import Selection
-from cvdask.segmentation.run_files import write_json_file
 from cvdask.segmentation.train import train
 from cvdask.volume.store import Volume
 

@@ -14,6 +14,9 @@ Along x, a slice of 10 pixels in blocks of 4, for a network with a halo of 3 and
     read     [-----0-----]            3 behind 3 is 6; up to the stride: 7
              [--------1--------]      3 before 4 is 1; down to the stride: 0
                      [----2----]      3 before 8 is 5; down to the stride: 4
+
+Planes across y or x too are read in this way, where those are wanted: then the halo is one of z as
+well.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ FEW_LAYERS = 8
 # Pixels per call. More gain nothing on a CPU; a GPU is busy only with several million.
 CPU_BATCH_PIXELS = 2**20
 GPU_BATCH_PIXELS = 2**23
+# The planes that a network sees: across z alone, or across all three axes.
+ALONG_Z = (0,)
 # Features that are held at once, in channels at full resolution per base width. Measured with
 # TensorFlow on a CPU, resident memory of slices of 512² to 2048²: 4.1 and 9.5.
 LIVE_FEATURES = {"fast": 5, "paper": 10}
@@ -101,7 +106,9 @@ def plan_segment(
     batch_size: int | None = None,
     batch_pixels: int = CPU_BATCH_PIXELS,
     block_yx: tuple[int, int] | None = None,
+    depth: int | None = None,
     tta: bool = False,
+    axes: Sequence[int] = ALONG_Z,
 ) -> Plan:
     """Plan the blocks: those that read the least halo, of the ones a worker's memory holds. Pure.
 
@@ -123,8 +130,12 @@ def plan_segment(
         Pixels per call.
     block_yx : tuple of int, optional
         Height and width of the blocks, multiples of the shards'.
+    depth : int, optional
+        Slices of a block; by default a shard's, and with several axes what reads the least halo.
     tta : bool
         Whether several views are averaged, which holds a second set of probabilities.
+    axes : sequence of int
+        Axes that the planes lie across: 0 are slices.
 
     Returns
     -------
@@ -132,59 +143,71 @@ def plan_segment(
         Its notes tell batch, network memory, pixels computed and the share of them that is halo.
     """
     level = outputs[0].levels[0]
-    depth = level.shard_shape[0]
     region = region if region is not None else Box.whole(level.shape)
     reach = halo(architecture)
     step = stride(architecture)
     itemsize = np.dtype(image.dtype).itemsize
 
+    solid = tuple(axes) != ALONG_Z
+    halos = (reach if solid else 0, reach, reach)
+    steps = (step if solid else 1, step, step)
+
     def axis_extents(axis: int, block: int) -> tuple[int, int]:
         wanted = (region.start[axis], region.stop[axis])
-        extents = list(_window_extents(level.shape[axis], block, reach, step, wanted))
+        extents = list(_window_extents(level.shape[axis], block, halos[axis], steps[axis], wanted))
         return max(extents), sum(extents)
 
+    shard = level.shard_shape
+    depths = [depth] if depth else _multiples(shard[0], level.shape[0]) if solid else [shard[0]]
     heights, widths = (
-        [block_yx[axis - 1]] if block_yx else _multiples(level.shard_shape[axis], level.shape[axis])
+        [block_yx[axis - 1]] if block_yx else _multiples(shard[axis], level.shape[axis])
         for axis in (1, 2)
     )
-    rows = {height: axis_extents(1, height) for height in heights}
-    columns = {width: axis_extents(2, width) for width in widths}
+    windows = [
+        {extent: axis_extents(axis, extent) for extent in extents}
+        for axis, extents in enumerate((depths, heights, widths))
+    ]
 
-    def window(block: tuple[int, int]) -> int:
-        return rows[block[0]][0] * columns[block[1]][0]
+    def window(block: Sequence[int]) -> list[int]:
+        return [extents[n][0] for extents, n in zip(windows, block, strict=True)]
 
-    def computed(block: tuple[int, int]) -> int:
-        return region.shape[0] * rows[block[0]][1] * columns[block[1]][1]
+    def plane(block: Sequence[int]) -> int:
+        """Count the pixels of the largest plane."""
+        return max(prod(window(block)) // window(block)[axis] for axis in axes)
 
-    def batch_of(block: tuple[int, int]) -> int:
-        return batch_size or max(1, min(depth, batch_pixels // window(block)))
+    def sums(block: Sequence[int]) -> list[int]:
+        """Add up what the windows of all blocks hold along each axis."""
+        return [extents[n][1] for extents, n in zip(windows, block, strict=True)]
 
-    def feature_bytes(block: tuple[int, int]) -> int:
-        return _feature_bytes(architecture, tta) * window(block) * batch_of(block)
+    def computed(block: Sequence[int]) -> int:
+        return sum(region.shape[axis] * prod(sums(block)) // sums(block)[axis] for axis in axes)
 
-    def task_bytes(block: tuple[int, int]) -> int:
-        written = depth * min(block[0], level.shape[1]) * min(block[1], level.shape[2])
-        # What is read, once; what is written, and once more while a shard is encoded.
-        voxels = depth * window(block) * itemsize + 2 * len(outputs) * written
-        return feature_bytes(block) + voxels
+    def batch_of(block: Sequence[int]) -> int:
+        n_planes = max(block[axis] for axis in axes)
+        return batch_size or max(1, min(n_planes, batch_pixels // plane(block)))
 
-    candidates = list(product(heights, widths))
+    def feature_bytes(block: Sequence[int]) -> int:
+        return _feature_bytes(architecture, tta) * plane(block) * batch_of(block)
+
+    def task_bytes(block: Sequence[int]) -> int:
+        written = prod(map(min, block, level.shape))
+        # What is read, once; what is written, and once more while a shard is encoded; and, where
+        # planes of several axes add up, a probability of each class.
+        voxels = prod(window(block)) * itemsize + 2 * len(outputs) * written
+        means = 4 * architecture.n_classes * written if solid else 0
+        return feature_bytes(block) + voxels + means
+
+    candidates = list(product(depths, heights, widths))
     fitting = [block for block in candidates if task_bytes(block) <= worker_bytes]
     # Where nothing fits, the engine refuses the smallest, with the numbers.
     block = min(fitting, key=lambda one: (computed(one), prod(one)), default=min(candidates))
-    grid = Grid(
-        level.shape,
-        (depth, *block),
-        halo=(0, reach, reach),
-        align=(1, step, step),
-        roi=region,
-    )
+    grid = Grid(level.shape, block, halo=halos, align=steps, roi=region)
     pixels = computed(block)
     return Plan(
         stage="segment",
         grid=grid,
         output=outputs[0].url,
-        read_bytes=pixels * itemsize,
+        read_bytes=prod(sums(block)) * itemsize,
         write_bytes=len(outputs) * region.size,
         task_bytes=task_bytes(block),
         # Measured: labels take 2 to 5 % of their bytes; probabilities are smooth, and less small.
@@ -193,7 +216,7 @@ def plan_segment(
             "batch_size": batch_of(block),
             "network_bytes": feature_bytes(block),
             "computed_pixels": pixels,
-            "halo_share": round(1 - region.size / pixels, 4),
+            "halo_share": round(1 - len(axes) * region.size / pixels, 4),
         },
     )
 
@@ -229,12 +252,31 @@ def _feature_bytes(architecture: Architecture, tta: bool) -> int:
     return 4 * (features + architecture.n_classes * (3 if tta else 1))
 
 
-def read_window(shape: Sequence[int], kept: Box, architecture: Architecture) -> Box:
-    """Return the voxels that a network must see to classify a box as in the whole slice.
+def read_window(
+    shape: Sequence[int],
+    kept: Box,
+    architecture: Architecture,
+    axes: Sequence[int] = ALONG_Z,
+) -> Box:
+    """Return the voxels that a network must see to classify a box as in the whole volume.
 
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the volume.
+    kept : Box
+        What is to be classified.
+    architecture : Architecture
+    axes : sequence of int
+        Axes that the planes lie across.
+
+    Examples
+    --------
     >>> read_window((9, 64, 99), Box((0, 30, 90), (3, 32, 99)), Architecture(2, depth=1))
     Box(start=(0, 22, 82), stop=(3, 40, 99))
     """
     reach, step = halo(architecture), stride(architecture)
-    grown = kept.grow((0, reach, reach), (0, reach, reach)).align((1, step, step))
+    solid = tuple(axes) != ALONG_Z
+    around = (reach if solid else 0, reach, reach)
+    grown = kept.grow(around, around).align((step if solid else 1, step, step))
     return grown.intersect(Box.whole(shape))

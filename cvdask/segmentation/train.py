@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +32,11 @@ from keras import ops
 
 from cvdask import __version__
 from cvdask.engine.ledger import standing
+from cvdask.networks.device import framework_versions, has_gpu, is_out_of_memory
+from cvdask.networks.files import existing_record, write_json_file
+from cvdask.networks.prefetch import prefetch
 from cvdask.segmentation import model_file
-from cvdask.segmentation.crops import CropPlan, Data, batches, prefetch
-from cvdask.segmentation.forward import has_gpu, is_out_of_memory
+from cvdask.segmentation.crops import CropPlan, Data, batches
 from cvdask.segmentation.losses import SegmentationLoss, balanced_weights
 from cvdask.segmentation.model_file import UNet
 from cvdask.segmentation.patches import Candidate, Fold, Selection, SplitBy, read_patch, select
@@ -45,7 +46,6 @@ from cvdask.segmentation.run_files import (
     load_state,
     rewrite_log,
     save_state,
-    write_json_file,
 )
 from cvdask.segmentation.unet import Architecture, build, stride
 from cvdask.volume.colors import PALETTE, UNANNOTATED
@@ -256,6 +256,7 @@ def train(
     provenance = _provenance(samples, labels, choice)
     record = _begin(files, provenance, selection, resume=resume, overwrite=overwrite)
     if record["state"] == "complete":
+        _tidy(files, len(record["folds"]))  # a kill behind the record leaves what follows here
         return model_file.describe(files.out)
     for note in selection.notes if not record["folds"] else ():
         warnings.warn(note, stacklevel=2)
@@ -280,15 +281,19 @@ def train(
     unet, model = model_file.load(files.fold(scores["chosen_fold"]))
     # A reduced precision is tried on these before it is used.
     judges = [asdict(one.patch) for one in _judges(selection, scores["best_fold"])]
-    run = {**provenance, **_versions(), "scores": scores, "validation": judges}
+    run = {**provenance, "versions": framework_versions(), "scores": scores, "validation": judges}
     unet = replace(unet, run=run)
     _draw_curves(files.log, files.curves, tuple(selection.classes.values()))
     model_file.save(unet, model, files.out)
     write_json_file(files.record, {**record, "state": "complete", "scores": scores})
-    files.state.unlink(missing_ok=True)
-    if len(folds) == 1:
-        files.fold(1).unlink(missing_ok=True)
+    _tidy(files, len(folds))
     return unet
+
+
+def _tidy(files: RunFiles, n_folds: int) -> None:
+    """Remove what only a training under way needs, and the one fold's copy of the network."""
+    for path in (files.state, *files.leftovers(), *([files.fold(1)] if n_folds == 1 else [])):
+        path.unlink(missing_ok=True)
 
 
 def _judges(selection: Selection, fold: int) -> list[Candidate]:
@@ -327,18 +332,6 @@ def _provenance(samples: Sequence[Volume], labels: str, options: TrainingOptions
     }
 
 
-def _versions() -> dict[str, Any]:
-    backend = keras.backend.backend()
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "keras": keras.__version__,
-            backend: __import__(backend).__version__,
-        }
-    }
-
-
 def _begin(
     files: RunFiles,
     provenance: Mapping[str, Any],
@@ -348,11 +341,7 @@ def _begin(
     overwrite: bool,
 ) -> dict[str, Any]:
     """Look at the destination, clear it when it is to be replaced, and write the run record."""
-    existing = None
-    if files.record.exists():
-        existing = json.loads(files.record.read_text())
-    elif files.out.exists():
-        existing = {}
+    existing = existing_record(files.record, files.out)
     state = standing(os.fspath(files.out), existing, provenance, resume=resume, overwrite=overwrite)
     if existing and state != "new" and (state == "begun" or files.out.exists()):
         return dict(existing)
@@ -363,7 +352,7 @@ def _begin(
     record = {
         "state": "begun",
         "provenance": dict(provenance),
-        **_versions(),
+        "versions": framework_versions(),
         "selection": selection.as_dict(),
         "folds": [],
     }
@@ -510,7 +499,12 @@ def _train_fold(
             # Without validation the last network is the one to keep.
             if not validation or score > (-1.0 if state.best_score is None else state.best_score):
                 state.best_score, state.best_epoch = _finite(score), state.epoch
-                run = {**unet.run, **_versions(), "fold": number, "epoch": state.epoch}
+                run = {
+                    **unet.run,
+                    "versions": framework_versions(),
+                    "fold": number,
+                    "epoch": state.epoch,
+                }
                 kept = replace(unet, run={**run, "f1": record["f1"]})
                 model_file.save(kept, average, files.fold(number))
             if (

@@ -297,14 +297,17 @@ def delete_object(url: str, key: str) -> None:
 
 
 def list_objects(url: str, prefix: str) -> Iterator[str]:
-    """Yield the keys below a prefix, in no particular order."""
+    """Yield the keys below a prefix, in no particular order.
+
+    Temporary files that a killed writer has left on a local disk are not among them.
+    """
 
     async def collect() -> list[str]:
         return [key async for key in open_store(normalize_url(url)).list_prefix(prefix)]
 
     with _as_os_errors():
         keys = sync(collect())
-    yield from keys
+    yield from (key for key in keys if is_remote(url) or not key.endswith(".partial"))
 
 
 def delete_tree(url: str, prefix: str = "") -> None:

@@ -186,6 +186,7 @@ class Volume:
         if name not in (names := self.label_names()):
             raise ValueError(
                 f"{redact(self.url)} has the label images {names or 'none'}. Received: {name!r}"
+                f"{'; choose one of those' if names else ''}"
             )
         return open_volume(self.url, labels=name)
 
@@ -641,6 +642,12 @@ def open_volume(
     own = (attributes or {}).get("cvdask", {})
     own = own if isinstance(own, Mapping) else {}
     if not images:
+        members = own.get("members")
+        if own.get("kind") == "ensemble" and isinstance(members, list):
+            raise ValueError(
+                f"{where} is an ensemble of {len(members)} volumes. Give one of them, such as "
+                f"{where}/{members[0] if members else '0000'}"
+            )
         if own.get("state") == "begun":
             stage = own.get("provenance", {}).get("stage", "its stage")
             raise ValueError(

@@ -14,12 +14,22 @@ SEGMENTATION_COMMANDS = ("train-unet", "study-imbalance", "segment", "evaluate")
 FIELD_COMMANDS = ("density", "descriptors")
 OBJECT_COMMANDS = ("label", "measure")
 MESH_COMMANDS = ("mesh",)
+SYNTHESIS_COMMANDS = ("train-gan",)
+ENSEMBLE_COMMANDS = ("generate", "distance")
+ORDERING_COMMANDS = ("order",)
+COMPARISON_COMMANDS = ("compare", "report", "view")
+PIPELINE_COMMANDS = ("run", "init")
 COMMANDS = (
     *VOLUME_COMMANDS,
     *SEGMENTATION_COMMANDS,
     *FIELD_COMMANDS,
     *OBJECT_COMMANDS,
     *MESH_COMMANDS,
+    *SYNTHESIS_COMMANDS,
+    *ENSEMBLE_COMMANDS,
+    *ORDERING_COMMANDS,
+    *COMPARISON_COMMANDS,
+    *PIPELINE_COMMANDS,
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

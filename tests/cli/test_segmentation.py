@@ -298,7 +298,8 @@ def test_every_option_of_a_training_reaches_the_function(call: Call, received: d
 
 def test_every_option_of_a_segmentation_reaches_the_function(call: Call, received: dict[str, Any]):
     call(
-        "segment a.zarr --model u.keras --name cells --probabilities --tta --precision bfloat16 "
+        "segment a.zarr --model u.keras --name cells --probabilities --tta --axes zyx "
+        "--precision bfloat16 "
         "--max-changed 0.01 --max-loss 0.02 --roi :,:9,: --mask inside --z-range 3:9 "
         "--batch-size 2 --block-yx 64 128 --no-gpu --client serial --overwrite"
     )
@@ -308,6 +309,7 @@ def test_every_option_of_a_segmentation_reaches_the_function(call: Call, receive
         "name": "cells",
         "probabilities": True,
         "tta": True,
+        "axes": "zyx",
         "precision": "bfloat16",
         "max_changed": 0.01,
         "max_loss": 0.02,

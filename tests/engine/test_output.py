@@ -155,7 +155,7 @@ def stop(*_: object, **__: object) -> None:
     raise Interrupted
 
 
-@pytest.mark.parametrize("step", ["create", "_sweep", "run", "update_attributes"])
+@pytest.mark.parametrize("step", ["create", "sweep", "run", "update_attributes"])
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_stop_between_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: int
@@ -173,7 +173,7 @@ def test_a_stop_between_the_steps(
             return original(*arguments, **options)
 
         patch.setattr(output, step, later)
-        if call > 1 and step in ("run", "_sweep"):
+        if call > 1 and step in ("run", "sweep"):
             drawn(url)  # it has only one
         else:
             with pytest.raises(Interrupted):

@@ -14,6 +14,7 @@ import pytest
 from cvdask.engine import plan as plan_module
 from cvdask.errors import BlocksFailed
 from cvdask.morphometry.mesh import mesh
+from cvdask.morphometry.objects import measure
 from cvdask.volume import phantom as phantom_module
 from cvdask.volume.info import info
 from cvdask.volume.phantom import phantom
@@ -128,6 +129,25 @@ def test_meshes_on_a_disk_that_fills_up(mount: Mount, tmp_path: Path) -> None:
     mount("size=64m", disk)
     mesh(str(url), out=str(disk / "meshes"), **options)
     assert tree_digest(disk / "meshes") == tree_digest(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("boundless_disk")
+def test_a_table_on_a_disk_that_fills_up(mount: Mount, tmp_path: Path) -> None:
+    specks = (np.random.default_rng(0).random((32, 32, 32)) < 0.1).astype(np.uint8)
+    url = tmp_path / "cell.zarr"
+    write_sample(url, specks)
+    write_sample(url, specks, labels="classes", classes={1: "specks"})
+    options: dict[str, Any] = {"block_shape": (16, 16, 16), "csv": True}
+    (tmp_path / "whole").mkdir()
+    measure(str(url), out=str(tmp_path / "whole/t.parquet"), **options)
+    disk = mount("size=160k")
+    with pytest.raises(BlocksFailed, match=r"(scan|seam|gather|total|table).*\n.*No space left"):
+        measure(str(url), out=str(disk / "t.parquet"), **options)
+    assert [path.name for path in disk.iterdir()] == [".cvdask"]
+    assert list(disk.rglob("*.partial")) == []
+    mount("size=64m", disk)
+    measure(str(url), out=str(disk / "t.parquet"), **options)
+    assert tree_digest(disk) == tree_digest(tmp_path / "whole")
 
 
 def test_a_read_only_disk_is_read_and_not_written(mount: Mount) -> None:

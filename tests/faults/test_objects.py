@@ -20,9 +20,16 @@ from zarr.storage import ObjectStore
 
 from cvdask.engine.ledger import Ledger
 from cvdask.errors import BlocksFailed
+from cvdask.morphometry import survey as survey_module
+from cvdask.morphometry.components import label
 from cvdask.morphometry.mesh import mesh
+from cvdask.morphometry.objects import measure
+from cvdask.synthesis import gan_file
+from cvdask.synthesis.generate import generate
+from cvdask.synthesis.slices import open_slices
 from cvdask.volume import phantom as phantom_module
 from cvdask.volume.boxes import Box
+from cvdask.volume.ensemble import Ensemble, open_ensemble
 from cvdask.volume.info import info
 from cvdask.volume.objects import (
     delete_object,
@@ -38,6 +45,7 @@ from cvdask.volume.phantom import phantom
 from cvdask.volume.store import Volume, open_volume
 from cvdask.volume.verify import Verification, verify
 from tests.samples import random_voxels, write_sample
+from tests.synthesis.test_generate import tiny_gan
 from tests.trees import tree_digest
 
 pytestmark = pytest.mark.faults
@@ -135,6 +143,30 @@ def test_meshes_in_a_bucket(bucket: str, tmp_path: Path) -> None:
         mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", **{**options, "ids": 3})
     mesh(f"{bucket}/cell.zarr", out=f"{bucket}/meshes", overwrite=True, **{**options, "ids": 3})
     assert "9:0" not in everything(f"{bucket}/meshes")
+
+
+@pytest.mark.parametrize("part_voxels", [100, 10**6])
+def test_tables_and_labels_in_a_bucket(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_voxels: int
+) -> None:
+    monkeypatch.setattr(survey_module, "PART_VOXELS", part_voxels)
+    data = (np.random.default_rng(0).random((6, 7, 8)) < 0.2).astype(np.uint8)
+    options: dict[str, Any] = {"block_shape": (4, 4, 8), "client": "threads"}
+    for url in (f"{bucket}/cell.zarr", str(tmp_path / "cell.zarr")):
+        write_sample(url, data)
+        write_sample(url, data, labels="classes", classes={1: "specks"})
+        measure(url, csv=True, intensity=True, **options)
+        label(url, class_="specks", **options)
+    local, remote = tmp_path / "cell.zarr", everything(f"{bucket}/cell.zarr")
+    assert set(remote) == set(tree_digest(local))
+    assert any(key.startswith("tables/objects.parquet") for key in remote)
+    for key, stored in remote.items():
+        assert stored == (local / key).read_bytes(), key
+    with pytest.raises(FileExistsError, match="min_voxels: 1 → 2"):
+        measure(f"{bucket}/cell.zarr", intensity=True, min_voxels=2)
+    measure(f"{bucket}/cell.zarr", min_voxels=2, overwrite=True, chart=False)
+    tables = [key for key in everything(f"{bucket}/cell.zarr") if key.startswith("tables/")]
+    assert all(key.startswith("tables/objects.parquet") for key in tables)
 
 
 def test_a_volume_in_a_bucket(bucket: str) -> None:
@@ -375,3 +407,24 @@ def test_a_busy_server_is_asked_again(
     handler.busy.update({"/cell.zarr/zarr.json": 1, "/cell.zarr/0/c/0/0/0": 2})
     np.testing.assert_array_equal(open_volume(f"{url}/cell.zarr").read(), voxels)
     assert set(handler.busy.values()) == {0}
+
+
+# Ensembles
+
+
+def test_slices_and_ensembles_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    gan_file.save(tiny_gan(), tmp_path / "gan.keras")
+    options: dict[str, Any] = {"volumes": 2, "slices": 50, "batch_size": 8}
+    ensemble = generate(tmp_path / "gan.keras", f"{bucket}/made.zarr", **options)
+    assert isinstance(ensemble, Ensemble)
+    generate(tmp_path / "gan.keras", tmp_path / "made.zarr", **options)
+    assert everything(f"{bucket}/made.zarr") == everything(str(tmp_path / "made.zarr"))
+    here, there = open_slices(open_ensemble(tmp_path / "made.zarr")), open_slices(ensemble)
+    for step in (0, 7):
+        batches = (one.batch(step, 16).channels for one in (here, there))
+        np.testing.assert_array_equal(*batches)
+    overwritten = generate(
+        tmp_path / "gan.keras", ensemble.url, overwrite=True, **{**options, "volumes": 1}
+    )
+    assert isinstance(overwritten, Ensemble)
+    assert not any(key.startswith("0001") for key in list_objects(ensemble.url, ""))

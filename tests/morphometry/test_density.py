@@ -15,7 +15,6 @@ from scipy import ndimage
 
 from cvdask.engine.plan import Plan
 from cvdask.errors import BlocksFailed
-from cvdask.morphometry import classes as classes_module
 from cvdask.morphometry import density as density_module
 from cvdask.morphometry.density import (
     Windows,
@@ -25,6 +24,7 @@ from cvdask.morphometry.density import (
     whole_voxels,
     window_sums,
 )
+from cvdask.volume import classes as classes_module
 from cvdask.volume.boxes import Box
 from cvdask.volume.objects import list_objects
 from cvdask.volume.store import Volume, open_volume, read_attributes

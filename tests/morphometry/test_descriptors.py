@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cvdask.errors import BlocksFailed
-from cvdask.morphometry import classes as classes_module
 from cvdask.morphometry import descriptors as descriptors_module
 from cvdask.morphometry.descriptors import COLUMNS, Ratios, descriptors
-from cvdask.morphometry.pair_counts import DIRECTIONS, direction_weights
-from cvdask.morphometry.tables import table_metadata
+from cvdask.morphometry.directions import DIRECTIONS, direction_weights
 from cvdask.morphometry.thickness import count_thick
+from cvdask.volume import classes as classes_module
+from cvdask.volume.parquet import table_metadata
 from cvdask.volume.pyramid import pyramid
 from cvdask.volume.store import Volume, open_volume
 from tests.samples import write_sample
@@ -150,7 +150,8 @@ def unbroken(mask: np.ndarray, axis: int, n_lags: int) -> np.ndarray:
 
 def area_per_volume(data: np.ndarray, a: int, b: int) -> float:
     """Sum crossings per length over directions, pair of voxels by pair of voxels."""
-    weights, steps_um = direction_weights(SIZE)
+    weights = direction_weights(SIZE)
+    steps_um = np.linalg.norm(DIRECTIONS * SIZE, axis=1) / 1000
     total = 0.0
     for k, step in enumerate(DIRECTIONS.tolist()):
         n_pairs = n_crossings = 0
@@ -160,7 +161,7 @@ def area_per_volume(data: np.ndarray, a: int, b: int) -> float:
                 both = {int(data[place]), int(data[there])}
                 n_pairs += 255 not in both
                 n_crossings += both == {a, b}
-        total += 2 * weights[k] * n_crossings / n_pairs / steps_um[k]
+        total += 4 * weights[k] * n_crossings / n_pairs / steps_um[k]
     return total
 
 

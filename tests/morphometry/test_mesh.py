@@ -24,8 +24,8 @@ from cvdask.errors import BlocksFailed
 from cvdask.morphometry import mesh as mesh_module
 from cvdask.morphometry import mesh_pieces
 from cvdask.morphometry.mesh import mesh
-from cvdask.morphometry.tables import table_metadata
 from cvdask.volume.boxes import Box
+from cvdask.volume.parquet import table_metadata
 from cvdask.volume.store import Level, Volume, open_volume
 from tests.morphometry.surfaces import (
     area_by_skimage,

@@ -145,6 +145,7 @@ def test_provenance_names_network_image_and_options(sample, model):
         "name": "classes",
         "probabilities": False,
         "n_views": 1,
+        "axes": "z",
         "precision": "float32",
         "region": "1:4,0:61,0:83",
         "block_yx": None,
@@ -200,6 +201,95 @@ def test_only_where_the_mask_is(sample, model, whole, block_yx, monkeypatch):
     assert not found[~wanted].any()
     # Three layers of one slice; of 16 × 24, one row and three columns of blocks touch it.
     assert len(seen) == (3 if block_yx is None else 3 * 3)
+
+
+# ---------------------------------------------------------------------------------------------
+# Planes across all axes
+
+
+def mean_of_planes(path: Path, image: np.ndarray) -> np.ndarray:
+    """Average what Keras alone says of the planes across z, y and x: (Z, Y, X, C)."""
+    parts = [whole_slices(path, np.moveaxis(image, axis, 0)) for axis in range(3)]
+    return np.mean([np.moveaxis(part, 0, axis) for axis, part in enumerate(parts)], axis=0)
+
+
+CUBE = texture((37, 45, 52), 3)
+CUBIC = {"voxel_size_nm": (10, 10, 10)}
+
+
+def test_planes_across_all_axes_are_averaged_on_every_client(tmp_path, model, client):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    options = {"axes": "zyx", "block_yx": (32, 32), "client": client, "workers": 2}
+    result = segment(sample, model, probabilities=True, **options)
+    expected = mean_of_planes(model, CUBE)
+    assert_segmented(result.read(), expected)
+    first = open_volume(sample.url, labels="classes_p_mitochondria").read()
+    assert np.abs(first - 255 * expected[..., 1]).max() < 0.5 + 1e-2
+    alone = segment(sample, model, name="alone", client=client, workers=2).read()
+    assert 0.005 < (alone != result.read()).mean() < 0.5
+
+
+@settings(
+    max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 50), st.integers(1, 50)),
+    st.tuples(st.integers(16, 60), st.integers(16, 60)),
+    st.integers(1, 64),
+)
+def test_blocks_change_nothing_across_all_axes(
+    tmp_path_factory, model, shape, block_yx, batch_size
+):
+    image = texture(shape)
+    folder = tmp_path_factory.mktemp("samples")
+    sample = write_image(folder / "s.zarr", image, **CUBIC)
+    options = {"block_yx": block_yx, "batch_size": batch_size, "axes": "zyx"}
+    assert_segmented(segment(sample, model, **options).read(), mean_of_planes(model, image))
+
+
+def test_regions_and_views_across_all_axes(tmp_path, model):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    region = Box((3, 10, 0), (30, 41, 33))
+    result = segment(sample, model, axes="zyx", roi=region, block_yx=(24, 24)).read()
+    assert_segmented(result[region.slices], mean_of_planes(model, CUBE)[region.slices])
+    result[region.slices] = 0
+    assert not result.any()
+    views = segment(sample, model, name="views", axes="zyx", tta=True)
+    assert views.attributes["provenance"]["options"]["n_views"] == 8
+
+
+def test_an_interrupted_run_across_all_axes_goes_on(tmp_path, model, monkeypatch):
+    samples = [write_image(tmp_path / name / "s.zarr", CUBE, **CUBIC) for name in "ab"]
+    options = {"axes": "zyx", "block_yx": (32, 32)}
+    segment(samples[0], model, **options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=1)
+        with pytest.raises(KeyboardInterrupt):
+            segment(samples[1], model, **options)
+    # A machine of another size would take other blocks, along z as well.
+    plan = segment(samples[1], model, dry_run=True, **options)[0]
+    monkeypatch.setattr(predict, "connect", lambda *args, **more: SmallMachine(plan.task_bytes - 1))
+    assert segment(samples[1], model, dry_run=True, **options)[0].grid == plan.grid
+    other = segment(samples[1], model, dry_run=True, overwrite=True, **options)[0]
+    assert other.grid.block_shape[0] < plan.grid.block_shape[0]
+    monkeypatch.undo()
+    segment(samples[1], model, **options)
+    assert tree_digest(tmp_path / "a") == tree_digest(tmp_path / "b")
+
+
+def test_memory_that_runs_out_across_all_axes(tmp_path, model, monkeypatch):
+    sample = write_image(tmp_path / "s.zarr", CUBE, **CUBIC)
+    average = Network._average
+
+    def small(self: Network, batch: np.ndarray) -> Any:
+        if len(batch) > 3:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return average(self, batch)
+
+    monkeypatch.setattr(Network, "_average", small)
+    with pytest.warns(UserWarning, match=r"memory of a device ran out.*--batch-size"):
+        result = segment(sample, model, axes="zyx")
+    assert_segmented(result.read(), mean_of_planes(model, CUBE))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,6 +476,8 @@ def test_a_damaged_file_ends_it_before_anything_is_written(sample, model, tmp_pa
         ({"z_range": (3, 7)}, r"6.*3:7"),
         ({"roi": "0:2,:,:", "z_range": (3, 4)}, r"3:4.*0:2"),
         ({"mask": "cell"}, r"cell"),
+        ({"axes": "xy"}, r"z or zyx.*'xy'"),
+        ({"axes": "zyx"}, r"1\.25.*40 × 10 × 10 nm"),
         ({"name": "no good"}, r"'no good'"),
         ({"client": "cluster"}, r"'cluster'"),
         ({"gpu": True}, r"GPU"),
@@ -554,11 +646,102 @@ def test_who_goes_on_keeps_the_precision_it_was_begun_in(sample, model, whole, m
         there.setattr(Network, "classify", stops)
         with pytest.warns(UserWarning, match="float32"), pytest.raises(KeyboardInterrupt):
             segment(sample, model, precision="bfloat16", max_changed=1)
-    with pytest.warns(UserWarning, match=r"begun in float32.*without bfloat16"):
+    with pytest.warns(UserWarning, match=r"begun on has no bfloat16.*float32 was used"):
         result = segment(sample, model, precision="bfloat16", max_changed=1)
     np.testing.assert_array_equal(result.read(), segment(sample, model, name="exact").read())
-    assert result.attributes["prediction"]["precision"] == "float32"
-    assert any("begun in float32" in text for text in result.attributes["warnings"])
+    assert result.attributes["prediction"] == {"device": "cpu", "precision": "float32"}
+
+
+@needs_bfloat16
+def test_what_a_begun_run_leaves_does_not_tell_of_its_interruption(tmp_path, model, monkeypatch):
+    """Also where the processor lacks the instructions, which is said and recorded."""
+    trees = []
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    for interrupted in (False, True):
+        sample = write_image(tmp_path / str(interrupted) / "s.zarr")
+        if interrupted:
+            with monkeypatch.context() as patch:
+                interrupt(patch, after=2)
+                with pytest.warns(UserWarning, match="float32"), pytest.raises(KeyboardInterrupt):
+                    segment(sample, model, precision="bfloat16")
+        with pytest.warns(UserWarning, match="float32"):
+            segment(sample, model, precision="bfloat16")
+        trees.append(tree_digest(tmp_path / str(interrupted)))
+    assert trees[0] == trees[1]
+
+
+@needs_bfloat16
+def test_who_goes_on_without_the_instructions_says_how_many_blocks(sample, model, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, model, precision="bfloat16", max_changed=1)
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    with pytest.warns(UserWarning, match=r"\d of 6 blocks.*float32") as caught:
+        result = segment(sample, model, precision="bfloat16", max_changed=1)
+    assert len(caught) == 1
+    assert result.attributes["prediction"]["precision"] == "bfloat16"
+    assert 0 < result.attributes["n_blocks_float32"] <= 6
+
+
+@needs_bfloat16
+def test_what_was_found_is_recorded_with_the_last_block(sample, model, monkeypatch):
+    """A run that is killed behind it goes on as it was, on whatever machine."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "build_levels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, model, precision="bfloat16", max_changed=1)
+    monkeypatch.setattr(predict, "supports_bfloat16", lambda: False)
+    result = segment(sample, model, precision="bfloat16", max_changed=1)
+    assert result.attributes["prediction"]["precision"] == "bfloat16"
+    assert result.attributes["warnings"] == []
+
+
+@needs_bfloat16
+def test_a_damaged_slice_does_not_keep_a_precision_from_being_tried(sample, model, tmp_path):
+    """Its block is listed, as in float32."""
+    shard = tmp_path / "s.zarr" / "0" / "c" / "1" / "0" / "0"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:100] + bytes([good[100] ^ 255]) + good[101:])
+    with pytest.raises(BlocksFailed, match=r"segment: 2 of 6 blocks failed"):
+        segment(sample, model, precision="bfloat16", max_changed=1)
+
+
+@needs_bfloat16
+def test_a_class_that_the_patches_do_not_show_has_no_part_in_the_score(
+    tmp_path, sample, whole, monkeypatch
+):
+    """Else a single voxel that is taken for it by one precision would cost half of the score."""
+    truth = np.where(whole.argmax(-1) == 1, 2, 0).astype(np.uint8)
+    shapes = {"chunk_shape": (2, 16, 16), "shard_shape": (4, 32, 32)}
+    marks = write_sample(sample.url, truth, labels="marks", classes=CLASSES, **shapes)
+    inputs = {
+        "path": sample.url,
+        "labels": "marks",
+        "digest": volume_digest(sample),
+        "labels_digest": volume_digest(marks),
+    }
+    patch = {"volume_url": sample.url, "labels": "marks", "z": 1, "y": 8, "x": 16, "size": 48}
+    path = tmp_path / "net.keras"
+    write_network(path, run={"inputs": [inputs], "validation": [patch]})
+    network = load_network(NetworkSettings(str(path), digest(path)))
+    predict_them, box = network.predict, (slice(1, 2), slice(8, 56), slice(16, 64))
+
+    def without_the_other(images: np.ndarray, *options: Any) -> np.ndarray:
+        found = predict_them(images, *options)
+        found[..., 2] = 0
+        found[0, 0, 0] = (0, 0, 1)
+        return found
+
+    monkeypatch.setattr(network, "predict", without_the_other)
+    found = without_the_other(IMAGE[box]).argmax(-1) == 1
+    wanted = truth[box] == 2
+    f1 = 2 * (found & wanted).sum() / (found.sum() + wanted.sum())
+    assert predict._validation_score(network, sample) == pytest.approx(f1)
 
 
 def test_a_worker_without_bfloat16_is_counted(sample, model, monkeypatch):

@@ -163,23 +163,29 @@ def test_it_is_refused_where_it_changes_too_much(sample, path):
     assert not Path(sample.url, "labels").exists()
 
 
-@int8
-def test_an_interrupted_run_goes_on_with_the_network_it_began_with(sample, path, monkeypatch):
-    whole = segment(sample, path, name="undisturbed", precision="int8", max_changed=1).read()
+def stop_after(n_calls: int):
+    """Let the user press Ctrl-C at a call of the network."""
     classify, calls = Network.classify, []
 
-    def fails_at_the_end(self, *args, **kwargs):
+    def stops(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) > 7:  # three slices twice to compare, then blocks
+        if len(calls) > n_calls:
             raise KeyboardInterrupt
         return classify(self, *args, **kwargs)
 
-    monkeypatch.setattr(Network, "classify", fails_at_the_end)
-    with pytest.raises(KeyboardInterrupt):
-        segment(sample, path, precision="int8", max_changed=1)
+    return stops
+
+
+@int8
+def test_an_interrupted_run_goes_on_with_the_network_it_began_with(sample, path, monkeypatch):
+    whole = segment(sample, path, name="undisturbed", precision="int8", max_changed=1).read()
+    with monkeypatch.context() as patch:
+        # three slices twice to compare, then blocks
+        patch.setattr(Network, "classify", stop_after(7))
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, path, precision="int8", max_changed=1)
     kept = Path(sample.url, "labels/classes/0/.cvdask/int8")
     assert kept.exists()
-    monkeypatch.setattr(Network, "classify", classify)
 
     def never(*_):
         raise AssertionError("quantised again")
@@ -187,6 +193,30 @@ def test_an_interrupted_run_goes_on_with_the_network_it_began_with(sample, path,
     monkeypatch.setattr(predict, "quantise_network", never)
     result = segment(sample, path, precision="int8", max_changed=1)
     np.testing.assert_array_equal(result.read(), whole)
+
+
+@int8
+def test_a_run_whose_network_is_gone_is_refused(sample, path, monkeypatch):
+    """Another one, made anew, need not have the same ranges."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "classify", stop_after(7))
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, path, precision="int8", max_changed=1)
+    Path(sample.url, "labels/classes/0/.cvdask/int8").unlink()
+    with pytest.raises(DamagedData, match=r"none at .*/int8.*--overwrite"):
+        segment(sample, path, precision="int8", max_changed=1)
+
+
+@int8
+def test_who_goes_on_without_the_instructions_says_how_many_blocks(sample, path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "classify", stop_after(7))
+        with pytest.raises(KeyboardInterrupt):
+            segment(sample, path, precision="int8", max_changed=1)
+    monkeypatch.setattr(predict, "supports_int8", lambda: False)
+    with pytest.warns(UserWarning, match=r"of \d blocks were computed in float32"):
+        result = segment(sample, path, precision="int8", max_changed=1)
+    assert result.attributes["prediction"]["precision"] == "int8"
 
 
 def test_a_processor_without_it_uses_float32_and_says_so(sample, path, monkeypatch):

@@ -139,6 +139,38 @@ def test_windows_hold_the_halo_from_the_stride_on(data, shape, architecture):
     assert plan.task_bytes >= 4 * largest
 
 
+@given(st.data(), st.tuples(*[st.integers(1, 200)] * 3), st.sampled_from([SMALL, FAST]))
+def test_windows_across_all_axes_hold_the_halo_along_each(data, shape, architecture):
+    image = output(shape, (16, 16, 16))
+    start = [data.draw(st.integers(0, n - 1)) for n in shape]
+    stop = [data.draw(st.integers(a + 1, n)) for a, n in zip(start, shape, strict=True)]
+    region = Box(tuple(start), tuple(stop))
+    options = {"region": region, "axes": (0, 1, 2)}
+    plan = plan_segment(image.levels[0], architecture, [image], **options)
+    assert all(
+        n % shard == 0
+        for n, shard in zip(plan.grid.block_shape, image.levels[0].shard_shape, strict=True)
+    )
+    reach, step = halo(architecture), stride(architecture)
+    computed = read = 0
+    for block in plan.grid:
+        kept = block.write.intersect(region)
+        window = read_window(shape, kept, architecture, (0, 1, 2))
+        assert block.read.contains(window)
+        filled = []
+        for low, high, first, last, extent in zip(
+            window.start, window.stop, kept.start, kept.stop, shape, strict=True
+        ):
+            assert low == 0 or (low <= first - reach and low % step == 0)
+            assert high == extent or (high >= last + reach and high % step == 0)
+            filled.append(-(-(high - low) // step) * step)
+        read += math.prod(filled)
+        for axis in range(3):
+            computed += kept.shape[axis] * math.prod(filled) // filled[axis]
+    assert plan.notes["computed_pixels"] == computed
+    assert plan.read_bytes == read
+
+
 def chunkable(block_yx: tuple[int, int]) -> bool:
     return all(n <= 256 or n % 64 == 0 for n in block_yx)
 

@@ -1,14 +1,17 @@
 """How do tasks hand arrays to one another? As small objects below the output, checked when read.
 
-:func:`write_arrays` stores named integer arrays in one object; :func:`read_arrays` returns them, or
-says that the object is gone or damaged. Each array is kept in the smallest type that holds it, and
-all together are compressed once: partial sums of objects are mostly zeros and small numbers.
+1. :func:`write_arrays` stores named integer arrays in one object. Each is kept in the smallest type
+   that holds it: partial sums of objects are mostly zeros and small numbers.
+2. :func:`read_arrays` returns them, or says that the object is gone or damaged.
+3. :func:`write_checked` and :func:`read_checked` do the same with bytes of any kind, or one array
+   whose type and shape the reader knows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numcodecs.zstd import Zstd
@@ -35,31 +38,29 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
         header.append([name, list(array.shape), [column.dtype.str for column in narrow]])
         parts += [column.tobytes() for column in narrow]
     described = json.dumps(header, separators=(",", ":")).encode()
-    return bytes(CODEC.encode(len(described).to_bytes(4, "little") + described + b"".join(parts)))
+    return len(described).to_bytes(4, "little") + described + b"".join(parts)
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         return array.astype(np.uint8)
     low, high = int(array.min()), int(array.max())
-    kind = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-    # Both bounds together may need more bits than either: −1 and 255 need 16.
-    if low < 0 and np.iinfo(kind).max < high:
-        kind = np.dtype(np.int64)
+    # Both bounds together may need more bits than either: −1 and 255 need 16. NumPy's own answer
+    # for −1 and 2⁴⁰ would be float64.
+    kind = np.min_scalar_type(high) if low >= 0 else np.min_scalar_type(min(low, -high - 1))
     return np.ascontiguousarray(array, kind)
 
 
 def unpack(data: bytes) -> dict[str, np.ndarray]:
     """Decode what :func:`pack` has encoded; every array is int64 again."""
-    decoded = bytes(CODEC.decode(data))
-    offset = 4 + int.from_bytes(decoded[:4], "little")
+    offset = 4 + int.from_bytes(data[:4], "little")
     arrays = {}
-    for name, shape, kinds in json.loads(decoded[4:offset]):
+    for name, shape, kinds in json.loads(data[4:offset]):
         array = np.empty(shape, np.int64)
         columns = array.T if array.ndim == 2 else [array]
         for column, kind in zip(columns, kinds, strict=True):
             count = column.size
-            values = np.frombuffer(decoded, kind, count, offset)
+            values = np.frombuffer(data, kind, count, offset)
             column[...] = values.reshape(column.shape)
             offset += values.nbytes
         arrays[name] = array
@@ -68,22 +69,43 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
 
 def write_arrays(url: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Store named integer arrays in one object."""
-    write_object(url, key, pack(arrays))
+    write_checked(url, key, pack(arrays))
 
 
 def read_arrays(url: str, key: str) -> dict[str, np.ndarray]:
-    """Read named integer arrays, as int64.
+    """Read named integer arrays, as int64; see :func:`read_checked`."""
+    return unpack(read_checked(url, key))
+
+
+def write_checked(url: str, key: str, data: bytes | np.ndarray) -> None:
+    """Store bytes, or those of an array, compressed and with a checksum."""
+    write_object(url, key, bytes(CODEC.encode(data)))
+
+
+def read_checked(url: str, key: str) -> bytes:
+    """Read what :func:`write_checked` has stored.
 
     Raises
     ------
     DamagedData
         When the object is gone or its bytes are not what was written.
     """
+    return bytes(_decoded(url, key, None))
+
+
+def read_array(url: str, key: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array that :func:`write_checked` has stored; see :func:`read_checked`."""
+    found = np.empty(shape, dtype)
+    _decoded(url, key, found)
+    return found
+
+
+def _decoded(url: str, key: str, out: np.ndarray | None) -> bytes | np.ndarray:
     where = f"{redact(url)}/{key}"
     data = read_object(url, key)
     if data is None:
         raise DamagedData(f"{where} is gone: run the same command with --overwrite")
     try:
-        return unpack(data)
+        return CODEC.decode(data, out)
     except (RuntimeError, ValueError) as error:
         raise DamagedData(f"{where}: {error}. Run the same command with --overwrite") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvdask.morphometry.classes import (
+from cvdask.volume.boxes import Box
+from cvdask.volume.classes import (
     absent_values,
     block_shape,
     class_values,
@@ -16,7 +17,6 @@ from cvdask.morphometry.classes import (
     open_classes,
     read_classes,
 )
-from cvdask.volume.boxes import Box
 from cvdask.volume.store import Level, Volume, describe
 from tests.samples import write_sample
 
