@@ -213,6 +213,7 @@ SEGMENT: Keys = {
     "name": TEXT,
     "probabilities": FLAG,
     "tta": FLAG,
+    "axes": one_of("z", "zyx"),
     "precision": one_of("float32", "bfloat16", "int8"),
     "max_changed": NUMBER,
     "max_loss": NUMBER,

@@ -7,19 +7,21 @@ configuration; :func:`redact` keeps them out of messages and records.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
@@ -194,6 +196,32 @@ def view_object(url: str, key: str) -> memoryview | None:
     store = open_store(normalize_url(url))
     buffer = sync(store.get(key, default_buffer_prototype()))
     return None if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+
+
+def view_tail(url: str, key: str, n_bytes: int) -> memoryview | None:
+    """Read the last bytes of what is stored under a key; None where the key is absent."""
+    store = open_store(normalize_url(url))
+    request = SuffixByteRequest(n_bytes)
+    buffer = sync(store.get(key, default_buffer_prototype(), request))
+    return None if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+
+
+def view_ranges(url: str, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+    """Read ranges of bytes, (start, stop), of what is stored under a key, at the same time.
+
+    What lies behind the end is missing from the result, as is all of an absent key.
+    """
+    store, prototype = open_store(normalize_url(url)), default_buffer_prototype()
+
+    async def read() -> list[Buffer | None]:
+        return await asyncio.gather(
+            *(store.get(key, prototype, RangeByteRequest(a, b)) for a, b in ranges)
+        )
+
+    return [
+        memoryview(b"") if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+        for buffer in sync(read())
+    ]
 
 
 def read_object(url: str, key: str) -> bytes | None:

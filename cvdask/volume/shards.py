@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -26,8 +26,10 @@ from numcodecs import Blosc, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from cvdask.errors import DamagedData
-from cvdask.volume.boxes import Box, Grid
+from cvdask.volume.boxes import Block, Box, Grid
 
+# One request for more bytes than are wanted, where it is a tenth more at most.
+MOST_FOR_NOTHING = 1.1
 # One thread per worker is the engine's rule; blosc's own pool would compete with it.
 numcodecs.blosc.use_threads = False
 
@@ -79,6 +81,7 @@ class ShardLayout:
     codec: Any
 
     ABSENT: ClassVar[int] = 2**64 - 1
+    LONGEST: ClassVar[int] = 2**62
 
     @property
     def table_shape(self) -> tuple[int, ...]:
@@ -117,40 +120,99 @@ class ShardLayout:
         index = table.tobytes()
         return _scratch.view(_scratch.put(offset, index, _checksum(index)))
 
+    @property
+    def index_bytes(self) -> int:
+        """Length of the table of chunks at a shard's end, with its checksum."""
+        return 16 * math.prod(self.table_shape) + 4
+
     def decode(self, shard: memoryview, box: Box, out: np.ndarray) -> None:
-        """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape.
+        """Decode the chunks of one shard that meet a box of it into ``out``, of the box's shape."""
+
+        def cut(ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+            if ranges[-1][1] > len(shard):
+                raise DamagedData(
+                    f"a chunk at byte {ranges[-1][0]} lies outside its shard of {len(shard)} bytes"
+                )
+            return [shard[start:stop] for start, stop in ranges]
+
+        self.decode_parts(shard, cut, box, out)
+
+    def decode_parts(
+        self,
+        index: memoryview,
+        read: Callable[[Sequence[tuple[int, int]]], Sequence[memoryview]],
+        box: Box,
+        out: np.ndarray,
+    ) -> None:
+        """Decode the chunks of one shard that meet a box of it, reading no others.
 
         A chunk is decoded into a buffer of its declared size. Bytes that claim another are refused:
         more would be allocated, fewer would leave the voxels of the chunk before it.
+
+        Parameters
+        ----------
+        index : memoryview
+            The last ``index_bytes`` of the shard, or more.
+        read : callable
+            Takes ranges of bytes of the shard, (start, stop), and returns what is there.
+        box : Box
+            In voxels of the shard.
+        out : array of ``box.shape``
+            Zeros; written to.
         """
-        table = self._table(shard)
-        chunk = np.empty(self.chunk_shape, self.dtype)
+        table = self._table(index)
+        wanted: list[tuple[Block, int, int]] = []
         for block in Grid(self.shard_shape, self.chunk_shape).touching(box):
             offset, length = (int(v) for v in table[block.index])
-            if offset == self.ABSENT:
-                continue
-            if offset + length > len(shard) or length < 5:
+            if offset != self.ABSENT:
+                wanted.append((block, offset, length))
+        wanted.sort(key=lambda one: one[1])
+        most = 2 * math.prod(self.chunk_shape) * self.dtype.itemsize + 1024
+        ranges: list[tuple[int, int]] = []
+        for block, offset, length in wanted:
+            # What is compressed is little longer than what is not; none may ask for more memory.
+            if not 5 <= length <= most or offset + length > self.LONGEST:
                 raise DamagedData(
-                    f"chunk {block.index} lies outside its shard of {len(shard)} bytes"
+                    f"chunk {block.index} lies outside its shard: {length} bytes at {offset}"
                 )
-            encoded = bytes(shard[offset : offset + length - 4])
-            if _checksum(encoded) != shard[offset + length - 4 : offset + length]:
-                raise DamagedData(f"chunk {block.index} does not match its checksum")
-            claimed = _claimed_bytes(self.codec, encoded)
-            if claimed is not None and claimed != chunk.nbytes:
-                raise DamagedData(
-                    f"chunk {block.index} claims {claimed} bytes, its shape has {chunk.nbytes}"
-                )
-            try:
-                if claimed is None:
-                    decoded = np.frombuffer(self.codec.decode(encoded), self.dtype)
-                    chunk[...] = decoded.reshape(self.chunk_shape)
-                else:
-                    self.codec.decode(encoded, out=chunk)
-            except (ValueError, RuntimeError) as error:
-                raise DamagedData(f"chunk {block.index} cannot be decoded: {error}") from error
+            if ranges and ranges[-1][1] == offset:
+                ranges[-1] = (ranges[-1][0], offset + length)
+            else:
+                ranges.append((offset, offset + length))
+        if ranges and ranges[-1][1] - ranges[0][0] <= MOST_FOR_NOTHING * sum(
+            b - a for a, b in ranges
+        ):
+            ranges = [(ranges[0][0], ranges[-1][1])]
+        pieces = zip(ranges, read(ranges) if ranges else (), strict=True)
+        start, stop, piece = 0, 0, memoryview(b"")
+        chunk = np.empty(self.chunk_shape, self.dtype)
+        for block, offset, length in wanted:
+            if offset >= stop:
+                (start, stop), piece = next(pieces)
+            encoded = piece[offset - start : offset - start + length]
+            if len(encoded) < length:
+                raise DamagedData(f"chunk {block.index} lies outside its shard")
+            self._decode_chunk(block.index, encoded, chunk)
             part = block.write.intersect(box)
             out[part.within(box)] = chunk[part.within(block.write)]
+
+    def _decode_chunk(self, number: int, data: memoryview, chunk: np.ndarray) -> None:
+        encoded = bytes(data[:-4])
+        if _checksum(encoded) != data[-4:]:
+            raise DamagedData(f"chunk {number} does not match its checksum")
+        claimed = _claimed_bytes(self.codec, encoded)
+        if claimed is not None and claimed != chunk.nbytes:
+            raise DamagedData(
+                f"chunk {number} claims {claimed} bytes, its shape has {chunk.nbytes}"
+            )
+        try:
+            if claimed is None:
+                decoded = np.frombuffer(self.codec.decode(encoded), self.dtype)
+                chunk[...] = decoded.reshape(self.chunk_shape)
+            else:
+                self.codec.decode(encoded, out=chunk)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedData(f"chunk {number} cannot be decoded: {error}") from error
 
     def _table(self, shard: memoryview) -> np.ndarray:
         n_bytes = 16 * math.prod(self.table_shape)

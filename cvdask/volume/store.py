@@ -24,7 +24,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,8 @@ from cvdask.volume.objects import (
     read_object,
     redact,
     view_object,
+    view_ranges,
+    view_tail,
     write_json,
     write_object,
 )
@@ -773,18 +775,21 @@ def read_box(url: str, level: Level, box: Box) -> np.ndarray:
     out = np.zeros(box.shape, layout.dtype.newbyteorder("="))
     for shard in level.shards.touching(box):
         part = shard.write.intersect(box)
-        if 2 * part.size < shard.write.size:
-            # A sliver: zarr asks the store for just the chunks it needs.
-            out[part.within(box)] = _read_by_zarr(url, level, part)
-            continue
-        key = shard_key(level, shard.write)
-        data = view_object(url, f"{level.path}/{key}")
-        if data is not None:
-            origin = tuple(-v for v in shard.write.start)
-            try:
-                layout.decode(data, part.shift(origin), out[part.within(box)])
-            except DamagedData as error:
-                raise DamagedData(f"{redact(url)}/{level.path}/{key}: {error}") from error
+        origin = tuple(-v for v in shard.write.start)
+        target = out[part.within(box)]
+        key = f"{level.path}/{shard_key(level, shard.write)}"
+        try:
+            if part == shard.write:
+                data = view_object(url, key)
+                if data is not None:
+                    layout.decode(data, part.shift(origin), target)
+                continue
+            index = view_tail(url, key, layout.index_bytes)
+            if index is not None:
+                read = partial(view_ranges, url, key)
+                layout.decode_parts(index, read, part.shift(origin), target)
+        except DamagedData as error:
+            raise DamagedData(f"{redact(url)}/{key}: {error}") from error
     return out
 
 

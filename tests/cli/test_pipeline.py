@@ -91,7 +91,7 @@ def test_faults_of_a_config_are_bad_input(call: Call, tmp_path: Path):
     config = write_config(tmp_path, COUNTED + "[densty]\n")
     code, _, err = call(f"run {config}")
     assert code == 2
-    assert [words for words in ("line 20", "densty", "density") if words not in err] == []
+    assert [words for words in ("line 22", "densty", "density") if words not in err] == []
     code, _, err = call(f"run {tmp_path}/absent.toml")
     assert code == 2
     assert "cvdask init" in err

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cvdask.errors import DamagedData
 from cvdask.volume.boxes import Box
+from cvdask.volume.objects import watch_traffic
 from cvdask.volume.store import (
     Level,
     check_voxel_size,
@@ -274,6 +276,54 @@ def test_shards_of_other_writers(tmp_path: Path, writer: str) -> None:
     np.testing.assert_array_equal(volume.read(), voxels)
     sliver = Box((2, 3, 1), (4, 9, 3))
     np.testing.assert_array_equal(volume.read(sliver), voxels[sliver.slices])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_parts_of_shards_are_read_alone(data: st.DataObject) -> None:
+    voxels = random_voxels((32, 24, 40), "uint16", empty=0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        volume = write_sample(Path(folder), voxels)
+        ranges = [
+            sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True)))
+            for n in voxels.shape
+        ]
+        box = Box(tuple(a for a, _ in ranges), tuple(b for _, b in ranges))
+        np.testing.assert_array_equal(volume.read(box), voxels[box.slices])
+
+
+def test_halves_of_a_shard_are_read_once(tmp_path: Path) -> None:
+    voxels = random_voxels((64, 64, 64), "uint16", empty=0.0)
+    chunked = {"chunk_shape": (16, 16, 16), "shard_shape": (64, 64, 64)}
+    volume = describe(
+        str(tmp_path), shape=voxels.shape, dtype="uint16", voxel_size_nm=(1, 1, 1), **chunked
+    )
+    create(volume, {})
+    volume.write(volume.levels[0].box, voxels)
+    stored = (tmp_path / "0" / "c" / "0" / "0" / "0").stat().st_size
+    for axis in range(3):
+        with watch_traffic() as traffic:
+            for half in (0, 32):
+                start, stop = [0] * 3, [64] * 3
+                start[axis], stop[axis] = half, half + 32
+                box = Box(tuple(start), tuple(stop))
+                np.testing.assert_array_equal(volume.read(box), voxels[box.slices])
+        assert traffic.bytes_read <= 1.02 * stored
+
+
+def test_a_flipped_byte_in_a_part_of_a_shard_is_found(tmp_path: Path) -> None:
+    voxels = random_voxels((8, 8, 8), "uint16", empty=0.0)
+    volume = write_sample(tmp_path, voxels)
+    shard = tmp_path / "0" / "c" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DamagedData, match=r"chunk 0.*checksum"):
+        volume.read(Box((0, 0, 0), (4, 8, 8)))
+    np.testing.assert_array_equal(volume.read(Box((4, 0, 0), (8, 8, 8))), voxels[4:])
+    shard.write_bytes(content[:20])
+    with pytest.raises(DamagedData, match="damaged"):
+        volume.read(Box((4, 0, 0), (8, 8, 8)))
 
 
 @pytest.mark.parametrize(
