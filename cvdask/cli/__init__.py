@@ -27,6 +27,7 @@ import typer
 
 import cvdask
 from cvdask.cli import (
+    cluster,
     comparison,
     ensembles,
     fields,
@@ -69,6 +70,7 @@ app.add_typer(synthesis.group)
 app.add_typer(ensembles.group)
 app.add_typer(ordering.group)
 app.add_typer(comparison.group)
+app.add_typer(cluster.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -257,12 +257,13 @@ def _cuda_client(
     import dask
     from distributed import Client, Scheduler, SpecCluster
 
+    listening = _listening(options)
     scheduler = {
         "cls": Scheduler,
-        "options": {**_listening(options), "dashboard_address": "127.0.0.1:0"},
+        "options": {**listening, "dashboard_address": "127.0.0.1:0"},
     }
-    workers = cuda_workers(options, gpus, limits)
-    security = scheduler["options"].get("security")
+    workers = cuda_workers(listening, gpus, limits)
+    security = listening.get("security")
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
         SpecCluster(
@@ -275,7 +276,7 @@ def _cuda_client(
 
 
 def cuda_workers(
-    options: ClusterOptions, gpus: list[str], limits: pools.Limits
+    listening: Mapping[str, Any], gpus: list[str], limits: pools.Limits
 ) -> dict[str, dict[str, Any]]:
     """Describe one worker process for each GPU, which sees no other.
 
@@ -283,7 +284,6 @@ def cuda_workers(
     """
     from distributed import Nanny
 
-    listening = _listening(options)
     return {
         f"gpu-{number}": {
             "cls": Nanny,

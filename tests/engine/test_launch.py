@@ -233,14 +233,15 @@ def test_visible_gpus(granted: dict[str, str], visible: list[str]) -> None:
 
 
 def test_one_process_for_each_gpu(two_gpus: None) -> None:
-    described = cuda_workers(ClusterOptions(), ["GPU-a", "GPU-b"], Limits(7, 10 * GIB))
+    described = cuda_workers({}, ["GPU-a", "GPU-b"], Limits(7, 10 * GIB))
     assert [d["options"]["nthreads"] for d in described.values()] == [3, 3]
-    with launched("cuda", ClusterOptions(), None, Limits(2, 4 * GIB)) as (client, _):
+    options = ClusterOptions(tls=True)
+    with launched("cuda", options, None, Limits(2, 4 * GIB)) as (client, _):
         workers = client.scheduler_info()["workers"]
         assert [w["resources"] for w in workers.values()] == [{"GPU": 1}] * 2
         seen = client.run(gpu_of_worker)
         assert sorted(seen.values()) == ["GPU-aaaa", "GPU-bbbb"]
-        assert all(address.startswith("tcp://127.0.0.1:") for address in workers)
+        assert all(address.startswith("tls://127.0.0.1:") for address in workers)
 
 
 # What is refused
