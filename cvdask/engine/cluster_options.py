@@ -102,6 +102,8 @@ class ClusterOptions:
         Certificates of yours, all three; None: made for this cluster alone, and forgotten with it.
     tls_secret : str or None
         Kubernetes: the secret with ``ca.crt``, ``tls.crt`` and ``tls.key``.
+    store_secret : str or None
+        Kubernetes: the secret whose entries become environment variables: keys of object stores.
     shared_folder : str
         Seen by all nodes, readable by you alone: certificates and logs of jobs go there.
     local_folder : str or None
@@ -133,6 +135,7 @@ class ClusterOptions:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_secret: str | None = None
+    store_secret: str | None = None
     shared_folder: str = "~/.cache/cvdask/cluster"
     local_folder: str | None = None
     image: str | None = None

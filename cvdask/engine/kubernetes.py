@@ -155,10 +155,10 @@ def _container(
         **{f"{prefix}TLS__{role}__CERT": f"{TLS_FOLDER}/tls.crt" for role in roles},
         **{f"{prefix}TLS__{role}__KEY": f"{TLS_FOLDER}/tls.key" for role in roles},
     }
-    return {
+    described = {
         "name": name,
         "image": options.image,
-        "args": command,
+        "command": command,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "resources": {"requests": resources, "limits": resources},
         "securityContext": {
@@ -171,6 +171,9 @@ def _container(
             {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True},
         ],
     }
+    if options.store_secret:
+        described["envFrom"] = [{"secretRef": {"name": options.store_secret}}]
+    return described
 
 
 def _pod(container: dict[str, Any], options: ClusterOptions) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def options(**more: Any) -> ClusterOptions:
 
 def arguments(pod: Any) -> list[str]:
     (container,) = pod["containers"]
-    return container["args"]
+    return container["command"]
 
 
 def test_a_cluster_keeps_the_rules() -> None:
