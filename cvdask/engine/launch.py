@@ -71,6 +71,11 @@ def check_startable(kind: str, options: ClusterOptions, workers: int | None = No
             f"--client {kind} submits jobs with {SUBMIT[kind]}, which is not found on this "
             "machine. Run the command on a login node of the cluster"
         )
+    if workers is not None and options.minimum is not None and kind in SUBMIT:
+        raise ValueError(
+            "the number of jobs follows the work, between minimum and maximum of [cluster]: leave "
+            f"--workers out. Received: --workers {workers}"
+        )
     if kind == "cuda":
         gpus = visible_gpus()
         if not gpus:

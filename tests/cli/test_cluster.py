@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from distributed import Client
 
-from tests.cli.command_lines import SMALL, Call
+from tests.cli.command_lines import Call
+from tests.samples import write_sample
 
 
 def test_a_cluster_that_is_well(distributed_client: Client, call: Call, tmp_path: Path):
-    volume = str(tmp_path / "cell.zarr")
-    assert call(f"phantom {volume} {SMALL} --client serial")[0] == 0
+    volume = tmp_path / "cell.zarr"
+    write_sample(volume, np.ones((8, 8, 8), np.uint8))
     address = distributed_client.scheduler.address
     code, out, _ = call(f"cluster check --cluster {address} --volume {volume} --json")
     told = json.loads(out)

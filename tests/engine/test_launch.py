@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import ssl
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +170,8 @@ def gpu_of_worker() -> str | None:
 
 
 def test_jobs_work_over_tls_and_are_cancelled(batch: ClusterOptions, jobs: Path) -> None:
-    options = ClusterOptions(
-        **{**vars(batch), "walltime": None, "prologue": (), "gpu": GpuGroup(cores=1, memory="1 GB")}
-    )
+    group = GpuGroup(cores=1, memory="1 GB")
+    options = replace(batch, walltime=None, prologue=(), gpu=group)
     with connect("slurm", options=options) as pool:
         assert isinstance(pool, DaskPool)
         assert pool.client.scheduler.address.startswith("tls://127.0.0.1:")
@@ -182,6 +183,26 @@ def test_jobs_work_over_tls_and_are_cancelled(batch: ClusterOptions, jobs: Path)
         assert psutil.Process(worker).is_running()
     assert len(list(jobs.glob("*.sh"))) == 2
     assert len((jobs / "cancelled").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_job_that_ends_is_replaced(batch: ClusterOptions, jobs: Path) -> None:
+    options = replace(batch, cores=1, memory="1 GB", prologue=(), walltime="00:10:00")
+    with connect("slurm", options=options) as pool:
+        assert isinstance(pool, DaskPool)
+        worker = pool.submit(os.getpid).result()
+        os.killpg(os.getpgid(worker), signal.SIGKILL)
+        # The call waits until another job has brought another worker.
+        assert pool.submit(os.getpid).result(timeout=120) != worker
+    assert len(list(jobs.glob("*.sh"))) >= 2
+
+
+@pytest.mark.usefixtures("jobs")
+def test_two_wishes_for_the_number_of_jobs(batch: ClusterOptions) -> None:
+    options = replace(batch, minimum=1, maximum=3)
+    with pytest.raises(ValueError, match=r"leave --workers out.*--workers 7"):
+        check_startable("slurm", options, 7)
+    check_startable("slurm", options)
 
 
 def test_encrypted_on_this_machine() -> None:
