@@ -6,7 +6,7 @@ What did the user ask for, and what is to be told? Each subcommand does three th
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
    ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``,
-   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``);
+   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.cluster``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 

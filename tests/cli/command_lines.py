@@ -18,6 +18,7 @@ SYNTHESIS_COMMANDS = ("train-gan",)
 ENSEMBLE_COMMANDS = ("generate", "distance")
 ORDERING_COMMANDS = ("order",)
 COMPARISON_COMMANDS = ("compare", "report", "view")
+CLUSTER_COMMANDS = ("cluster",)
 COMMANDS = (
     *VOLUME_COMMANDS,
     *SEGMENTATION_COMMANDS,
@@ -28,6 +29,7 @@ COMMANDS = (
     *ENSEMBLE_COMMANDS,
     *ORDERING_COMMANDS,
     *COMPARISON_COMMANDS,
+    *CLUSTER_COMMANDS,
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
