@@ -144,6 +144,8 @@ DOORS = {
     "obstore": STORAGE,
     "distributed": ("cvdask.engine.*",),
     "dask.distributed": ("cvdask.engine.*",),
+    "dask_jobqueue": ("cvdask.engine.launch",),
+    "kr8s": ("cvdask.engine.kubernetes",),
     "keras": NETWORKS,
     "tensorflow": NETWORKS,
     "jax": NETWORKS,

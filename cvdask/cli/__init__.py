@@ -6,7 +6,8 @@ What did the user ask for, and what is to be told? Each subcommand does three th
    them (``cli.options``);
 2. it calls the function, which shows its progress on standard error (``cli.volume``,
    ``cli.training``, ``cli.segmentation``, ``cli.fields``, ``cli.objects``, ``cli.meshes``,
-   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.pipeline``);
+   ``cli.synthesis``, ``cli.ensembles``, ``cli.ordering``, ``cli.comparison``, ``cli.pipeline``,
+   ``cli.cluster``);
 3. it tells what was written, for people or, with ``--json``, as one JSON object for programs
    (``cli.printing``).
 
@@ -27,6 +28,7 @@ import typer
 
 import cvdask
 from cvdask.cli import (
+    cluster,
     comparison,
     ensembles,
     fields,
@@ -71,6 +73,7 @@ app.add_typer(ensembles.group)
 app.add_typer(ordering.group)
 app.add_typer(comparison.group)
 app.add_typer(pipeline.group)
+app.add_typer(cluster.group)
 
 
 def _print_version(wanted: bool) -> None:

@@ -28,7 +28,10 @@ RARE, WHERE = "Rarely needed", "How it runs"
 Client = Annotated[
     str,
     typer.Option(
-        help="serial, threads, local (processes), or the address of a Dask scheduler.",
+        "--client",
+        "--cluster",
+        help="serial, threads, local (processes), cuda (one process per GPU), slurm, pbs, lsf, "
+        "kubernetes, or the address of a Dask scheduler.",
         rich_help_panel=WHERE,
         metavar="WHERE",
     ),
@@ -36,7 +39,8 @@ Client = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Threads or processes; by default one per core that this process may use.",
+        help="Threads or processes; by default one per core that this process may use. Jobs or "
+        "pods of a cluster.",
         rich_help_panel=WHERE,
     ),
 ]
@@ -99,10 +103,11 @@ def where(client: str, workers: int | None, dry_run: bool) -> Run:
     from cvdask.engine.cluster import check_client
 
     check_client(client, workers)
-    if workers is not None and client not in ("threads", "local"):
+    if workers is not None and (client == "serial" or "://" in client):
         raise ValueError(
-            f"--workers is for --client threads or local: serial is one thread, and a cluster has "
-            f"its own workers. Received: --workers {workers} --client {clean(client)}"
+            f"--workers is for threads and for clusters that are started: serial is one thread, "
+            f"and a running cluster has its own workers. Received: --workers {workers} "
+            f"--client {clean(client)}"
         )
     return Run(client=client, workers=workers, dry_run=dry_run)
 

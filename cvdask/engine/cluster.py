@@ -1,5 +1,7 @@
 """Where work runs: in this thread, in threads, or on Dask workers.
 
+Clusters are started in ``engine.launch``, as ``engine.cluster_options`` describes them.
+
 :func:`connect` turns what a user asked for into a :class:`Pool`: something to submit batches of
 blocks to and to wait on. Everything else in the engine is the same for all of them.
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
+from cvdask.engine.cluster_options import STARTED, ClusterOptions, read_options
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 USABLE_MEMORY = 0.8
 # A scheduler that was started a moment ago may need this long to answer.
 CONNECT_SECONDS = 20
+# What can be asked for by name.
+KNOWN = ("serial", "threads", *STARTED)
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,8 @@ class DaskPool:
     client : distributed.Client
     resources : mapping, optional
         What each call needs of a worker, such as ``{"GPU": 1}``.
+    n_slots : int, optional
+        Slots to count on where more workers will come; by default those of the workers there.
 
     Raises
     ------
@@ -197,7 +206,12 @@ class DaskPool:
         When no worker offers the resources: such a call would wait for ever.
     """
 
-    def __init__(self, client: Client, resources: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        resources: Mapping[str, float] | None = None,
+        n_slots: int | None = None,
+    ) -> None:
         address = client.scheduler.address if client.scheduler else "a closed connection"
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         able = [w for w in workers if _offers(w, resources or {})]
@@ -210,7 +224,7 @@ class DaskPool:
                 else f"the cluster at {address} has no workers yet"
             )
         self.client = client
-        self.slots = sum(int(w["nthreads"]) for w in able)
+        self.slots = n_slots or sum(int(w["nthreads"]) for w in able)
         granted = [int(w["memory_limit"] / w["nthreads"]) for w in able if w["memory_limit"]]
         self.worker_bytes = min(granted, default=2**62)
         self.dashboard = client.dashboard_link
@@ -250,6 +264,7 @@ def connect(
     *,
     workers: int | None = None,
     resources: Mapping[str, float] | None = None,
+    options: ClusterOptions | None = None,
 ) -> Iterator[Pool]:
     """Open the place where work runs, and close what was opened.
 
@@ -257,12 +272,17 @@ def connect(
     ----------
     client : None, str or distributed.Client
         None or ``"serial"``: this thread. ``"threads"``: threads of this process. ``"local"``: a
-        Dask cluster of processes on this machine. ``"tcp://…"`` or ``"tls://…"``: a running
-        scheduler. A client, or a pool that is open already, is used as it is and left open.
+        Dask cluster of processes on this machine; ``"cuda"``: one process for each of its GPUs.
+        ``"slurm"``, ``"pbs"``, ``"lsf"``, ``"kubernetes"``: a cluster started there.
+        ``"tcp://…"`` or ``"tls://…"``: a running scheduler. A client, or a pool that is open
+        already, is used as it is and left open.
     workers : int, optional
-        Number of threads or processes; by default one per core that this process may use.
+        Number of threads or processes; by default one per core that this process may use. Jobs of
+        a batch system or pods; by default as the options say.
     resources : mapping, optional
         What each call needs of a Dask worker.
+    options : ClusterOptions, optional
+        How a cluster is started; by default as the file says that ``CVDASK_CLUSTER`` names.
 
     Raises
     ------
@@ -285,18 +305,14 @@ def connect(
             yield ThreadPool(executor, slots)
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
-    elif client == "local":
-        with local_client(slots, limits) as opened, _naming_loss():
-            yield DaskPool(opened, resources)
     elif isinstance(client, str):
-        from distributed import Client
+        # Late: what is started is described in terms of this module.
+        from cvdask.engine.launch import attached, launched
 
-        try:
-            opened = Client(client, timeout=CONNECT_SECONDS, set_as_default=False)
-        except OSError as error:
-            raise ConnectionError(f"no Dask scheduler answers at {client}: {error}") from error
-        with opened, _naming_loss():
-            yield DaskPool(opened, resources)
+        chosen = options or read_options()
+        how = launched(client, chosen, workers) if client in STARTED else attached(client, chosen)
+        with how as (opened, n_slots), _naming_loss():
+            yield DaskPool(opened, resources, n_slots)
     else:
         with _naming_loss():
             yield DaskPool(client, resources)
@@ -328,36 +344,25 @@ def check_client(client: Client | Pool | str | None, workers: int | None) -> Non
     """
     if workers is not None and workers < 1:
         raise ValueError(f"at least one worker is needed. Received: {workers}")
-    known = ("serial", "threads", "local")
-    if isinstance(client, str) and client not in known and "://" not in client:
+    if not isinstance(client, str) or "://" in client:
+        return
+    if client not in KNOWN:
+        near = difflib.get_close_matches(client, KNOWN, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"a client is serial, threads, local or the address of a scheduler such as "
-            f"tcp://host:8786. Received: {client!r}"
+            f"a client is one of {', '.join(KNOWN)}, or the address of a scheduler such as "
+            f"tcp://host:8786. Received: {client!r}.{hint}"
         )
+    if client in STARTED:
+        from cvdask.engine.launch import check_startable
+
+        check_startable(client, read_options(), workers)
 
 
 @contextlib.contextmanager
 def local_client(n_workers: int, limits: Limits | None = None) -> Iterator[Client]:
-    """Start a cluster of single-threaded worker processes on this machine, on loopback only.
+    """Start single-threaded worker processes on this machine, on loopback only."""
+    from cvdask.engine.launch import launched
 
-    Workers are spawned, not forked: an object-store client hangs in a forked child.
-    """
-    import dask
-    from distributed import Client, LocalCluster
-
-    limits = limits or machine_limits()
-    settings = {"distributed.worker.multiprocessing-method": "spawn"}
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=int(limits.memory_bytes * USABLE_MEMORY / n_workers),
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with launched("local", ClusterOptions(), n_workers, limits) as (client, _):
         yield client

@@ -19,6 +19,7 @@ ENSEMBLE_COMMANDS = ("generate", "distance")
 ORDERING_COMMANDS = ("order",)
 COMPARISON_COMMANDS = ("compare", "report", "view")
 PIPELINE_COMMANDS = ("run", "init")
+CLUSTER_COMMANDS = ("cluster",)
 COMMANDS = (
     *VOLUME_COMMANDS,
     *SEGMENTATION_COMMANDS,
@@ -30,6 +31,7 @@ COMMANDS = (
     *ORDERING_COMMANDS,
     *COMPARISON_COMMANDS,
     *PIPELINE_COMMANDS,
+    *CLUSTER_COMMANDS,
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
