@@ -3,9 +3,9 @@
 1. ``cvdask measure`` and ``label`` on the three phantoms of ``object_phantoms.py``, from the store
    to the table or the labels, beside: cc3d, which labels the array in memory and counts voxels,
    bounds and centroids; cellmap-analyze, blockwise in one process, components and measures of the
-   foreground as one class, on a part; and what one would do with dask-image and scikit-image: label each
-   class, then ``regionprops`` and a mesh for each object, on a part of the volume from which the
-   whole is extrapolated.
+   foreground as one class; and what one would do with dask-image and scikit-image: label each
+   class, then ``regionprops`` and a mesh for each object. The last two get a part of the volume,
+   from which the whole is extrapolated.
 2. 1, 4 and 16 times one volume, in blocks of 256³ on two workers: memory, bytes read, time.
 3. Surfaces of bodies of known area, at random places and in random poses.
 
