@@ -155,7 +155,7 @@ def _container(
         **{f"{prefix}TLS__{role}__CERT": f"{TLS_FOLDER}/tls.crt" for role in roles},
         **{f"{prefix}TLS__{role}__KEY": f"{TLS_FOLDER}/tls.key" for role in roles},
     }
-    described = {
+    described: dict[str, Any] = {
         "name": name,
         "image": options.image,
         "command": command,
