@@ -449,7 +449,7 @@ def _write_columns(url: str, key: str, columns: Mapping[str, np.ndarray]) -> Non
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_checked(url, key, sink.getvalue())
+    write_checked(url, key, sink.getvalue(), dense=True)
 
 
 def _read_columns(url: str, key: str) -> pa.Table:

@@ -24,7 +24,11 @@ def write_table(parent: str, name: str, table: pa.Table) -> None:
     import pyarrow.parquet
 
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    # A dictionary of numbers that hardly repeat costs time and makes the file larger.
+    texts = [field.name for field in table.schema if pyarrow.types.is_string(field.type)]
+    pyarrow.parquet.write_table(
+        table, buffer, compression="zstd", use_dictionary=texts, write_page_checksum=True
+    )
     write_object(parent, name, buffer.getvalue())
 
 

@@ -21,6 +21,8 @@ from cvdask.volume.objects import read_object, redact, write_object
 
 # The checksum is what matters; level 1 is as fast as writing is.
 CODEC = Zstd(level=1, checksum=True)
+# For floating-point numbers: half the time for a third more bytes. Reads like the other.
+QUICK_CODEC = Zstd(level=-20, checksum=True)
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -77,9 +79,12 @@ def read_arrays(url: str, key: str) -> dict[str, np.ndarray]:
     return unpack(read_checked(url, key))
 
 
-def write_checked(url: str, key: str, data: bytes | np.ndarray) -> None:
-    """Store bytes, or those of an array, compressed and with a checksum."""
-    write_object(url, key, bytes(CODEC.encode(data)))
+def write_checked(url: str, key: str, data: bytes | np.ndarray, *, dense: bool = False) -> None:
+    """Store bytes, or those of an array, compressed and with a checksum.
+
+    ``dense`` says that there is little to compress, as in floating-point numbers.
+    """
+    write_object(url, key, bytes((QUICK_CODEC if dense else CODEC).encode(data)))
 
 
 def read_checked(url: str, key: str) -> bytes:
