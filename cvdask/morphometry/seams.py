@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,12 +64,22 @@ class _Planes:
 
     keys: np.ndarray  # (N,) int64
     kinds: np.ndarray
-    labels: dict[tuple[Offset, str], np.ndarray]
+    faces: Mapping[Offset, Faces]
+    before: Mapping[Offset, int]  # objects of the blocks that come first
 
-    def plane(self, offset: Offset, axis: str, side: int) -> np.ndarray | None:
-        """Return the lower (0) or upper (1) face of a block; None where there is no block."""
-        both = self.labels.get((offset, axis))
-        return None if both is None else both[side]
+    def own(self, axis: str, side: int) -> np.ndarray:
+        """Return a face of the block itself, whose objects are numbered first."""
+        return np.asarray(self.faces[HERE][f"label_{axis}"][side])
+
+    def plane(self, offset: Offset, axis: str, side: int, part: Any = ...) -> np.ndarray | None:
+        """Return the lower (0) or upper (1) face of a block, or a part of it; None without a block.
+
+        Numbered when asked for: of most neighbours a line or a corner is all that is needed.
+        """
+        if offset not in self.faces:
+            return None
+        label = self.faces[offset][f"label_{axis}"][side][part]
+        return np.where(label > 0, label + self.before[offset], 0)
 
 
 def gather_planes(faces: Mapping[Offset, Faces], *, by_key: bool = False) -> _Planes:
@@ -81,15 +92,13 @@ def gather_planes(faces: Mapping[Offset, Faces], *, by_key: bool = False) -> _Pl
     by_key : bool
         Objects of one key are one, rather than those of one class that touch.
     """
-    keys, kinds, labels, n = [], [], {}, 0
-    for offset, found in faces.items():
-        keys.append(found["keys"])
-        kinds.append(found["keys"] if by_key else found["kinds"])
-        for axis in "zyx":
-            label = found[f"label_{axis}"]
-            labels[offset, axis] = np.where(label > 0, label + n, 0)
-        n += len(found["keys"])
-    return _Planes(np.concatenate(keys), np.concatenate(kinds), labels)
+    # The block itself comes first: its faces hold its numbers as they are.
+    ordered = sorted(faces, key=lambda offset: offset != HERE)
+    keys = [faces[offset]["keys"] for offset in ordered]
+    kinds = keys if by_key else [faces[offset]["kinds"] for offset in ordered]
+    counts = itertools.accumulate((len(own) for own in keys[:-1]), initial=0)
+    before = dict(zip(ordered, counts, strict=True))
+    return _Planes(np.concatenate(keys), np.concatenate(kinds), faces, before)
 
 
 def count_seam(
@@ -186,19 +195,18 @@ def _with_margin(planes: _Planes, offset: Offset, axis: str, side: int) -> np.nd
     out[1:-1, 1:-1] = plane
     first, second = (other for other in range(3) if "zyx"[other] != axis)
 
-    def neighbour(*along: int) -> np.ndarray | None:
+    for along, target, source in (
+        ((first,), (-1, slice(1, -1)), (0, slice(None))),
+        ((second,), (slice(1, -1), -1), (slice(None), 0)),
+        ((first, second), (-1, -1), (0, 0)),
+    ):
         shifted = list(offset)
         for other in along:
             shifted[other] += 1
-        return planes.plane((shifted[0], shifted[1], shifted[2]), axis, side)
-
-    for found, target, source in (
-        (neighbour(first), (-1, slice(1, -1)), (0, slice(None))),
-        (neighbour(second), (slice(1, -1), -1), (slice(None), 0)),
-        (neighbour(first, second), (-1, -1), (0, 0)),
-    ):
+        beside = (shifted[0], shifted[1], shifted[2])
+        found = planes.plane(beside, axis, side, source)
         if found is not None:
-            out[target] = found[source]
+            out[target] = found
     return out
 
 
@@ -296,7 +304,7 @@ def count_exposed(planes: _Planes, own: Faces, ends: np.ndarray) -> np.ndarray:
         others = [other for other in range(3) if other != axis]
         for voxel in sides:
             side = 0 if voxel == 0 else 1
-            label = planes.labels[HERE, "zyx"[axis]][side]
+            label = planes.own("zyx"[axis], side)
             bits = own[f"exposed_{'zyx'[axis]}"][side].astype(np.uint8)
             for (a, s), exposed in outward.items():
                 at = _voxel(s, shape[a])
@@ -335,7 +343,7 @@ def _outward(planes: _Planes, axis: int, side: int) -> np.ndarray:
     name = "zyx"[axis]
     beyond = [0, 0, 0]
     beyond[axis] = 1 if side else -1
-    own = planes.labels[HERE, name][side]
+    own = planes.own(name, side)
     other = planes.plane((beyond[0], beyond[1], beyond[2]), name, 1 - side)
     assert other is not None
     kinds = np.append(-1, planes.kinds)
@@ -366,7 +374,7 @@ def count_contacts(planes: _Planes, faces: Mapping[Offset, Faces], n_contacts: i
             other = faces.get((beyond[0], beyond[1], beyond[2]))
             if other is None:
                 continue
-            label = planes.labels[HERE, name][side]
+            label = planes.own(name, side)
             value = other[f"value_{name}"][1 - side]
             touching = (label > 0) & (value > 0) & (value != faces[HERE][f"value_{name}"][side])
             place = (label[touching] - 1) * width + 3 * (value[touching] - 1) + axis
