@@ -229,9 +229,15 @@ def principal_axes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     values = np.empty((len(matrices), 3))
     vectors = np.empty((len(matrices), 3, 3))
+    # Kept for all objects: most are small, and arrays of their own would cost as much as they do.
+    a, v = np.empty((3, 3)), np.empty((3, 3))
+    order = np.empty(3, np.int64)
     for item in range(len(matrices)):
-        a = matrices[item].copy()
-        v = np.eye(3)
+        for row in range(3):
+            order[row] = row
+            for column in range(3):
+                a[row, column] = matrices[item, row, column]
+                v[row, column] = 1.0 if row == column else 0.0
         for _ in range(32):
             off = abs(a[0, 1]) + abs(a[0, 2]) + abs(a[1, 2])
             if off <= 1e-17 * (abs(a[0, 0]) + abs(a[1, 1]) + abs(a[2, 2])):
@@ -255,18 +261,20 @@ def principal_axes(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                         x, y = v[k, p], v[k, q]
                         v[k, p], v[k, q] = c * x - s * y, s * x + c * y
         total = a[0, 0] + a[1, 1] + a[2, 2]
-        order = np.argsort(-np.diag(a), kind="mergesort")
+        for first in (0, 1, 0):  # three exchanges of neighbours sort three
+            if a[order[first + 1], order[first + 1]] > a[order[first], order[first]]:
+                order[first], order[first + 1] = order[first + 1], order[first]
         for k in range(3):
             value = a[order[k], order[k]]
             values[item, k] = value if value > NO_THICKNESS * total else 0.0
-            vector = v[:, order[k]].copy()
             sign = 1.0
-            for component in vector:
+            for row in range(3):
+                component = v[row, order[k]]
                 if abs(component) > 1e-12:
                     sign = 1.0 if component > 0 else -1.0
                     break
             for axis in range(3):
-                vectors[item, k, axis] = sign * vector[axis]
+                vectors[item, k, axis] = sign * v[axis, order[k]]
     return values, vectors
 
 

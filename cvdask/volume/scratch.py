@@ -21,8 +21,9 @@ from cvdask.volume.objects import read_object, redact, write_object
 
 # The checksum is what matters; level 1 is as fast as writing is.
 CODEC = Zstd(level=1, checksum=True)
-# For floating-point numbers: half the time for a third more bytes. Reads like the other.
-QUICK_CODEC = Zstd(level=-20, checksum=True)
+# For floating-point numbers: a quarter of the time for three quarters more bytes. Reads like the
+# other.
+QUICK_CODEC = Zstd(level=-100, checksum=True)
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
