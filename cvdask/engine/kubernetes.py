@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dask.utils import parse_bytes
 
 from cvdask.engine.cluster_options import ClusterOptions
+from cvdask.engine.launch import open_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -198,7 +199,6 @@ def _pod(container: dict[str, Any], options: ClusterOptions) -> dict[str, Any]:
 def kubernetes_client(options: ClusterOptions, security: Security) -> Iterator[Client]:
     """Have the operator make a cluster, connect to it, and delete it in the end."""
     import kr8s
-    from distributed import Client
     from kr8s.objects import Service, object_from_spec
 
     namespace = options.namespace or kr8s.api().namespace
@@ -213,12 +213,7 @@ def kubernetes_client(options: ClusterOptions, security: Security) -> Iterator[C
         service = _wait_for(Service, f"{name}-scheduler", namespace, options.start_seconds)
         local_port = made.enter_context(service.portforward(PORT, local_port="auto"))
         yield made.enter_context(
-            Client(
-                f"tls://127.0.0.1:{local_port}",
-                timeout=options.start_seconds,
-                security=security,
-                set_as_default=False,
-            )
+            open_client(f"tls://127.0.0.1:{local_port}", security, options.start_seconds)
         )
 
 

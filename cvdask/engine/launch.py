@@ -173,17 +173,48 @@ def launched(
 @contextlib.contextmanager
 def attached(address: str, options: ClusterOptions) -> Iterator[tuple[Client, None]]:
     """Connect to a scheduler that runs already, with the certificates of the options if any."""
-    from distributed import Client
-
     security = security_of(options) if options.tls_cert else None
     try:
-        opened = Client(
-            address, timeout=pools.CONNECT_SECONDS, set_as_default=False, security=security
-        )
+        opened = open_client(address, security, pools.CONNECT_SECONDS)
     except OSError as error:
         raise ConnectionError(f"no Dask scheduler answers at {address}: {error}") from error
     with opened:
         yield opened, None
+
+
+def open_client(address: str, security: Security | None, seconds: float) -> Client:
+    """Connect to a scheduler, and leave nothing open where that fails.
+
+    A client whose connection failed holds a running event loop until it is collected, and then
+    closes it under a lock of the whole process. If it is collected while another client starts its
+    own loop under that lock, both wait for ever. So it is closed at once.
+
+    Parameters
+    ----------
+    address
+        Where the scheduler listens, such as ``tls://10.0.0.1:8786``.
+    security
+        Certificates and key; ``None`` connects in the clear.
+    seconds
+        How long to try.
+
+    Raises
+    ------
+    OSError
+        If no scheduler answers in time, or it does not take the certificate.
+    """
+    from distributed import Client
+
+    class Opened(Client):
+        def start(self, **kwargs: Any) -> None:
+            try:
+                super().start(**kwargs)
+            except BaseException:
+                self.close()
+                self._loop_runner.stop()  # close leaves it alone if the failure has closed the rest
+                raise
+
+    return Opened(address, security=security, timeout=seconds, set_as_default=False)
 
 
 def security_of(options: ClusterOptions) -> Security:

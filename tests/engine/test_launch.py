@@ -7,6 +7,7 @@ import signal
 import ssl
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cvdask.engine.launch import (
     check_startable,
     cuda_workers,
     launched,
+    open_client,
     security_of,
     visible_gpus,
 )
@@ -218,12 +220,16 @@ def test_encrypted_on_this_machine() -> None:
 
 
 def refuse_strangers(address: str) -> None:
-    """Knock without the key: with none, and with another."""
-    from distributed import Client
-
+    """Knock without the key: with none, and with another. Neither leaves a thread behind."""
+    before = event_loops()
     for security in (None, security_of(ClusterOptions())):
         with pytest.raises((OSError, ssl.SSLError, TypeError, RuntimeError)):
-            Client(address, security=security, timeout=2, set_as_default=False)
+            open_client(address, security, 2)
+    assert event_loops() == before
+
+
+def event_loops() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "IO loop"}
 
 
 @pytest.fixture
