@@ -16,7 +16,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ from cvdask.engine.cluster import check_client, local_client, machine_limits
 from cvdask.engine.plan import Plan, Summary, size_text, watch_summaries
 from cvdask.errors import BlocksFailed
 from cvdask.pipeline.config import Config, read_config
+from cvdask.pipeline.estimate import Estimates, duration_text
 from cvdask.pipeline.outcome import main_figures
 from cvdask.pipeline.record import LOG, Log, Record, locked, remove_leftovers
 from cvdask.pipeline.schema import STAGES
@@ -53,6 +54,8 @@ class PlannedStep:
         Earlier steps that make its inputs, or make them anew.
     missing : tuple of str
         Inputs that are not there and that no step makes.
+    seconds : float, optional
+        How long it will take, about; ``None`` where nothing is left to do, or nothing is known.
     """
 
     stage: str
@@ -61,6 +64,7 @@ class PlannedStep:
     plans: tuple[Any, ...] = ()
     waits_for: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values."""
@@ -71,10 +75,13 @@ class PlannedStep:
             "plans": [plan.as_dict() for plan in self.plans],
             "waits_for": list(self.waits_for),
             "missing": list(self.missing),
+            "seconds_estimate": self.seconds,
         }
 
     def __str__(self) -> str:
         head = f"{self.stage} {self.subject}".rstrip() + f": {self.state}"
+        if self.seconds is not None:
+            head += f", about {duration_text(self.seconds)}"
         lines = [head]
         if self.missing:
             lines.append(f"  not there, and made by no stage: {', '.join(self.missing)}")
@@ -164,7 +171,8 @@ def run(
     steps = _select(lay_out(read), read, from_, until)
     tell = callback or (lambda text: None)
     if dry_run:
-        return _plan(steps, overwrite)
+        n_slots = 1 if where == "serial" else count or machine_limits().cores
+        return _estimated(_plan(steps, overwrite), Estimates(read, n_slots))
     out = Path(read.out)
     with locked(out):
         remove_leftovers(out, _own_volumes(read))
@@ -250,6 +258,16 @@ def _plan(steps: Sequence[Step], overwrite: bool) -> list[PlannedStep]:
     if refusals:
         raise _joined(refusals)
     return planned
+
+
+def _estimated(planned: Sequence[PlannedStep], estimates: Estimates) -> list[PlannedStep]:
+    """Say how long each step will take that is left to do."""
+    return [
+        replace(step, seconds=estimates.seconds(step.stage, step.subject, step.plans))
+        if step.state != "complete"
+        else step
+        for step in planned
+    ]
 
 
 def _as_plans(found: Any) -> tuple[Any, ...]:
