@@ -36,6 +36,8 @@ from cvdask.volume.store import open_volume, volume_digest
 
 # What a stage raises where its input cannot work; anything else is a fault of ours.
 REFUSALS = (ValueError, OSError, MemoryError)
+# Steps that the plan of another names which waits for them.
+MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ class PlannedStep:
         if self.missing:
             lines.append(f"  not there, and made by no stage: {', '.join(self.missing)}")
         if self.waits_for:
-            lines.append(f"  waits for {', '.join(self.waits_for)}")
+            shown = self.waits_for[:MOST_NAMED]
+            more = len(self.waits_for) - len(shown)
+            rest = f" and {more} more" if more else ""
+            lines.append(f"  waits for {', '.join(shown)}{rest}")
         for plan in self.plans:
             if isinstance(plan, Plan) and plan.stage.startswith("pyramid "):
                 continue  # as the finest level is, and a quarter of it together
