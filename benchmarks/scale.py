@@ -61,6 +61,9 @@ TB = 10**12
 KEYS_PER_LIST = 1000
 MARKER_NAME_BYTES = 120
 GPU_STAGE = "segment"
+VERBS = ("ingest", "segment", "pyramid", "density", "measure")
+# Of which it is told what most of their time is.
+LONG_VERBS = ("ingest", "segment", "measure")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ def measure_costs(folder: Path, arguments: argparse.Namespace) -> Costs:
     warm_up(folder)
     cell = str(folder / "cell.zarr")
     classes = repeated_cell(cell, (arguments.side,) * 3, (2, 2, 2), arguments.side, "threads")
-    shape = survey_blocks(classes)
+    shape = survey_blocks(classes, arguments)
     joins: list[np.ndarray] = []
     keep = surveys._edges_of
 
@@ -182,9 +185,9 @@ def warm_up(folder: Path) -> None:
     cvdask.pyramid(small, labels="classes")
 
 
-def survey_blocks(classes: Volume) -> tuple[int, ...]:
-    """Return the blocks that a survey of large shards has: a shard cut along z."""
-    return surveys.survey_block_shape(classes.levels[0])
+def survey_blocks(classes: Volume, arguments: argparse.Namespace) -> tuple[int, ...]:
+    """Return the blocks that a survey has by itself, unless others are asked for."""
+    return tuple(arguments.block or surveys.survey_block_shape(classes.levels[0]))
 
 
 def write_model(path: Path) -> Path:
@@ -410,6 +413,7 @@ class Simulation:
     n_gpus: int
     gpu_rate: float  # voxels per second
     worker_bytes: int = 2**62
+    gpu_worker_bytes: int = 2**62
 
     def cost(self, stage: str) -> Cost:
         """Return what a block of the plan of a stage costs."""
@@ -471,16 +475,19 @@ class Simulation:
         gpu = stage == GPU_STAGE and self.n_gpus > 0
         n = self.n_gpus if gpu else self.n_workers
         marker = self.costs.marker_seconds + self.site.latency
-        outcome = simulate(
-            plan,
-            lambda: VirtualPool(
-                n,
-                max(seconds, 1e-6),
-                task_seconds=self.costs.task_seconds,
-                marker_seconds=marker,
-                worker_bytes=self.worker_bytes,
-            ),
-        )
+        try:
+            outcome = simulate(
+                plan,
+                lambda: VirtualPool(
+                    n,
+                    max(seconds, 1e-6),
+                    task_seconds=self.costs.task_seconds,
+                    marker_seconds=marker,
+                    worker_bytes=self.gpu_worker_bytes if gpu else self.worker_bytes,
+                ),
+            )
+        except MemoryError:
+            return Pass(stage, math.inf, f"refused: {plan.task_bytes / 1e9:.1f} GB a block")
         cost = self.cost(stage)
         return Pass(
             stage,
@@ -530,6 +537,10 @@ class Simulation:
         costs = self.costs
         deeper = math.log2(max(pairs, 2)) / math.log2(max(costs.contract_n, 2))
         return pairs * (costs.contract_seconds * deeper + 16 / self.site.worker_rate)
+
+    def root_bytes(self) -> float:
+        """Return the memory of the worker that joins all that is left."""
+        return self.pairs() * self.costs.contract_bytes
 
     def pairs(self) -> float:
         """Return the pairs that remain of all joins: they end in one place."""
@@ -586,9 +597,11 @@ def _nothing(block: Block) -> int:
 
 
 def longest(passes: list[Pass]) -> str:
-    """Say which pass takes most of the time, and of what."""
-    total = sum(one.seconds for one in passes)
+    """Say which pass takes most of the time, and of what; or which one the engine refuses."""
     worst = max(passes, key=lambda one: one.seconds)
+    if math.isinf(worst.seconds):
+        return f"{worst.stage}: {worst.reason}"
+    total = sum(one.seconds for one in passes)
     return f"{worst.stage} ({worst.seconds / total:.0%}): {worst.reason}"
 
 
@@ -621,7 +634,8 @@ def tell_costs(costs: Costs) -> None:
         f"{1e9 * costs.contract_seconds:.0f} ns among {costs.contract_n:,} and "
         f"{costs.contract_bytes:.0f} bytes. A task takes client and scheduler "
         f"{1e3 * costs.task_seconds:.2f} ms; a marker "
-        f"{1e3 * costs.marker_seconds:.2f} ms to write, {1e3 * costs.read_seconds:.2f} ms to read, {1e3 * costs.delete_seconds:.2f} ms to delete."
+        f"{1e3 * costs.marker_seconds:.2f} ms to write, {1e3 * costs.read_seconds:.2f} ms to "
+        f"read, {1e3 * costs.delete_seconds:.2f} ms to delete."
     )
 
 
@@ -674,13 +688,15 @@ def tell_merge(simulations: list[Simulation]) -> None:
                 f"{max(window * 2 * task_bytes(one.planned)[0], 1) / 1e6:.0f}",
                 f"{pairs:.2g}",
                 f"{16 * pairs / 1e9:.2g}",
-                f"{one.costs.contract_bytes * pairs / 1e9:.2g}",
+                f"{one.root_bytes() / 1e9:.2g}",
                 f"{one.joining_seconds(pairs):.0f}",
                 f"{one.scratch_objects():.2g}",
                 f"{sum(each.reads for each in passes):.2g}",
                 f"{sum(each.writes for each in passes):.2g}",
             )
         )
+    last = simulations[-1]
+    most = last.planned.terabytes * last.worker_bytes / last.root_bytes()
     report(
         f"Scale: what meets in one place, {simulations[0].n_workers} workers",
         (
@@ -697,17 +713,17 @@ def tell_merge(simulations: list[Simulation]) -> None:
         ),
         rows,
     )
+    print(
+        f"\nThe joins of a survey end in one worker: one of {last.worker_bytes / 1e9:.0f} GB holds "
+        f"those of {most:.2g} TB of this tissue."
+    )
 
 
 def tell_times(simulations: Iterator[Simulation], prices: argparse.Namespace) -> None:
     rows = []
     walls: dict[tuple[float, int], dict[str, float]] = {}
     for one in simulations:
-        try:
-            found = one.passes()
-        except MemoryError as error:
-            rows.append((f"{one.planned.terabytes:g} TB", one.n_workers, "", str(error)))
-            continue
+        found = one.passes()
         everything = [each for verb in found.values() for each in verb]
         wall = {verb: sum(each.seconds for each in passes) for verb, passes in found.items()}
         walls[one.planned.terabytes, one.n_workers] = wall
@@ -715,23 +731,19 @@ def tell_times(simulations: Iterator[Simulation], prices: argparse.Namespace) ->
             (
                 f"{one.planned.terabytes:g} TB",
                 f"{one.n_workers:,} / {one.n_gpus:,}",
-                *(f"{wall[verb] / 3600:.3g}" for verb in found),
-                f"{sum(wall.values()) / 3600:.3g}",
-                longest(everything),
-                longest(found["measure"]),
+                *(hours(wall[verb]) for verb in VERBS),
+                *(longest(found[verb]) for verb in LONG_VERBS[:-1]),
+                too_large(one) + longest(found["measure"]),
                 f"{dollars(everything, prices):,.0f}",
             )
         )
-    verbs = ("ingest", "segment", "pyramid", "density", "measure")
     report(
         "Scale: hours against workers (cores) and GPUs",
         (
             "volume",
             "workers / GPUs",
-            *(f"{verb} (h)" for verb in verbs),
-            "all (h)",
-            "longest of all",
-            "longest of measure",
+            *(f"{verb} (h)" for verb in VERBS),
+            *(f"longest of {verb}" for verb in LONG_VERBS),
             "dollars",
         ),
         rows,
@@ -739,13 +751,28 @@ def tell_times(simulations: Iterator[Simulation], prices: argparse.Namespace) ->
     tell_stops(walls)
 
 
+def too_large(one: Simulation) -> str:
+    """Say that the joins need a larger worker than there is."""
+    if one.root_bytes() <= one.worker_bytes:
+        return ""
+    return f"given one worker of {one.root_bytes() / 1e9:,.0f} GB, "
+
+
+def hours(seconds: float) -> str:
+    return "refused" if math.isinf(seconds) else f"{seconds / 3600:.3g}"
+
+
 def tell_stops(walls: dict[tuple[float, int], dict[str, float]]) -> None:
     """Say from how many workers on more of them gain less than half of what they should."""
     rows = []
+    verbs = [verb for verb in VERBS if verb != GPU_STAGE]
     for size in sorted({size for size, _ in walls}):
         numbers = sorted(n for own, n in walls if own == size)
         row = [f"{size:g} TB"]
-        for verb in ("ingest", "pyramid", "density", "measure"):
+        for verb in verbs:
+            if math.isinf(walls[size, numbers[0]][verb]):
+                row.append("refused")
+                continue
             best = numbers[0]
             for fewer, more in itertools.pairwise(numbers):
                 gain = walls[size, fewer][verb] / walls[size, more][verb]
@@ -756,7 +783,7 @@ def tell_stops(walls: dict[tuple[float, int], dict[str, float]]) -> None:
         rows.append(row)
     report(
         "Scale: workers up to which more of them gain at least half of what they should",
-        ("volume", "ingest", "pyramid", "density", "measure"),
+        ("volume", *verbs),
         rows,
     )
 
@@ -782,7 +809,7 @@ def check(folder: Path, costs: Costs, arguments: argparse.Namespace) -> None:
     cell = str(folder / "check.zarr")
     repeats = (arguments.check_depth, 2, 2)
     classes = repeated_cell(cell, (arguments.side,) * 3, repeats, arguments.side, "threads")
-    shape = survey_blocks(classes)
+    shape = survey_blocks(classes, arguments)
     rows = []
     for n in (1, 2):
         with local_client(n) as client:
@@ -857,6 +884,7 @@ def main() -> None:
     number("--thousand-gets", type=float, default=0.0004)
     number("--thousand-puts", type=float, default=0.005)
     number("--side", type=int, default=512, help="of the cell that is measured, and its shards")
+    number("--block", type=int, nargs=3, metavar=("Z", "Y", "X"), help="of the cell, for a try")
     number("--virtual-shard", type=int, default=512)
     number("--image-side", type=int, default=1024)
     number("--kernel-um", type=float, default=4.0)
@@ -893,6 +921,7 @@ def main() -> None:
                 max(1, n // arguments.workers_per_gpu),
                 arguments.gpu_mvoxel * 1e6,
                 round(arguments.worker_gb * 1e9),
+                round(arguments.gpu_worker_gb * 1e9),
             )
 
         middle = arguments.workers[len(arguments.workers) // 2]
