@@ -153,6 +153,8 @@ def write_samples(folder: Path, arguments: argparse.Namespace) -> None:
     repeated_cell(str(folder / "small.zarr"), (64,) * 3, (1, 1, 1), 64)
     small = arguments.image_side // 4
     repeated_image(str(folder / "small-image.zarr"), small, SLICES, 4 * SLICES, SLICES)
+    if "segment" in arguments.verbs:
+        write_model(folder / "model.keras")
     for n in arguments.workers:
         cell = str(folder / f"cell-{n}.zarr")
         repeated_cell(cell, (side,) * 3, (n * times, 1, 1), arguments.block, "threads")
@@ -354,7 +356,6 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="cvdask-scaling-", dir=arguments.folder))
     try:
         write_samples(folder, arguments)
-        write_model(folder / "model.keras")
         for part in arguments.only or PARTS:
             PARTS[part](folder, arguments)
     finally:
