@@ -3,7 +3,7 @@
 1. :func:`bare_sample` writes an image and its classes without a voxel: what a plan needs to know.
 2. :func:`repeated_cell` renders one cell, the *period*, and stores its shards again until the
    volume is full. Every period costs the same, so time and memory can be compared across sizes.
-3. :func:`repeated_image` does so with grey values, in shards of few whole slices.
+3. :func:`repeated_image` does so with grey values, in shards of whole slices.
 """
 
 from __future__ import annotations
@@ -57,12 +57,19 @@ def repeated_cell(
 
 
 def repeated_image(
-    url: str, side: int, period: int, depth: int, slices: int, client: Any = None
+    url: str,
+    side: int,
+    period: int,
+    depth: int,
+    chunk: Sequence[int],
+    client: Any = None,
 ) -> Volume:
-    """Write the image of a cell of ``period`` slices until it is ``depth`` slices deep."""
-    chunk = (slices, min(256, side), min(256, side))
+    """Write the image of a cell of ``period`` slices until it is ``depth`` slices deep.
+
+    A shard holds all of ``period`` slices.
+    """
     image, _ = bare_sample(
-        url, (depth, side, side), chunk_shape=chunk, shard_shape=(slices, side, side)
+        url, (depth, side, side), chunk_shape=chunk, shard_shape=(period, side, side)
     )
     _repeat(image, Box.whole((period, side, side)), client, image=True)
     return image

@@ -44,7 +44,7 @@ from virtual_pool import Cost, Outcome, RecordingPool, VirtualPool, as_many, sim
 import cvdask
 from cvdask.engine import blockwise
 from cvdask.engine.cluster import local_client
-from cvdask.engine.ledger import Ledger
+from cvdask.engine.ledger import READ_AHEAD, Ledger
 from cvdask.engine.plan import Plan, watch_summaries
 from cvdask.morphometry import survey as surveys
 from cvdask.morphometry.components import _Writing
@@ -57,9 +57,8 @@ from cvdask.volume.cell import CLASSES
 from cvdask.volume.store import Volume
 
 TB = 10**12
-# Of a list answer, and of the bytes that the client holds for the name of a marker.
-KEYS_PER_LIST = 1000
-MARKER_NAME_BYTES = 120
+# Of an answer to a list, and of a request to delete.
+KEYS_PER_REQUEST = 1000
 GPU_STAGE = "segment"
 VERBS = ("ingest", "segment", "pyramid", "density", "measure")
 # Of which it is told what most of their time is.
@@ -146,10 +145,14 @@ def measure_costs(folder: Path, arguments: argparse.Namespace) -> Costs:
     cvdask.density(cell, numerator=1, denominator=2, client=pool, **sizes)
     cvdask.pyramid(cell, labels="classes", n_levels=2, client=pool)
     image = str(folder / "image.zarr")
-    repeated_image(image, arguments.image_side, 16, 32, 4, "threads")
-    cvdask.ingest(image, folder / "ingested.zarr", n_levels=1, check=False, client=pool)
+    repeated_image(image, arguments.image_side, 128, 128, (64,) * 3, "threads")
+    ingest: dict[str, Any] = {"n_levels": 1, "check": False}
+    copied = cvdask.ingest(image, folder / "copy.zarr", dry_run=True, **ingest)[0]
+    cvdask.ingest(image, folder / "copy.zarr", client=pool, **ingest)
+    segmented = copied
     if not arguments.no_segment:
         model = write_model(folder / "model.keras")
+        segmented = cvdask.segment(image, model, name="segmented", dry_run=True)[0]
         cvdask.segment(image, model, name="segmented", client=pool)
     blocks = {stage: pool.typical(name) for stage, name in FUNCTIONS.items() if name in pool.costs}
     # Of a network on a GPU only what it reads and writes is taken from here: as much as an ingest.
@@ -164,8 +167,8 @@ def measure_costs(folder: Path, arguments: argparse.Namespace) -> Costs:
         blocks=blocks,
         block_voxels={
             "scan": math.prod(shape),
-            "ingest": 4 * arguments.image_side**2,
-            "segment": 4 * arguments.image_side**2,
+            "ingest": copied.grid.largest_read,
+            "segment": segmented.grid.largest_read,
         },
         objects=max(cost.record["objects"] for cost in pool.costs["scan_block"]),
         edges=float(len(pairs)),
@@ -364,8 +367,6 @@ class Site:
         Bytes per second of a worker's core, and of the bucket for all.
     gets, puts : float
         Requests per second that the bucket takes.
-    at_once : int
-        Requests of the client at the same time when it reads markers and deletes.
     """
 
     latency: float = 0.0
@@ -373,7 +374,6 @@ class Site:
     bucket_rate: float = math.inf
     gets: float = math.inf
     puts: float = math.inf
-    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -564,11 +564,15 @@ class Simulation:
         """Return what the client does with nobody's help at the end of a measure."""
         costs, site = self.costs, self.site
         pairs = self.pairs()
-        markers = n_tasks["gather"] + 2 * n_tasks["total"] + n_tasks["scan"] * 0
-        reading = markers * (costs.read_seconds + site.latency / site.at_once)
+        markers = n_tasks["gather"] + n_tasks["total"]
+        reading = markers * (costs.read_seconds + site.latency / READ_AHEAD)
         writing = pairs * 16 / site.worker_rate
-        scratch = self.scratch_objects() + sum(n_tasks.values())
-        deleting = scratch * (costs.delete_seconds + site.latency / site.at_once)
+        # On a disk one by one; of a bucket a thousand for each list and each request, no more of
+        # them in a second than may be written.
+        each = costs.delete_seconds
+        if site.latency:
+            each = max(2 * site.latency / KEYS_PER_REQUEST, 1 / site.puts)
+        deleting = (self.scratch_objects() + sum(n_tasks.values())) * each
         parts = {"markers": reading, "pairs": writing, "deleting scratch": deleting}
         reason = max(parts, key=lambda name: parts[name])
         seconds = sum(parts.values())
@@ -880,7 +884,6 @@ def main() -> None:
     number("--gets", type=float, default=5500, help="per second and prefix")
     number("--puts", type=float, default=3500)
     number("--prefixes", type=int, default=16, help="that the bucket has divided itself into")
-    number("--at-once", type=int, default=10, help="requests of the client at the same time")
     number("--core-hour", type=float, default=0.05, help="dollars")
     number("--gpu-hour", type=float, default=4.0)
     number("--thousand-gets", type=float, default=0.0004)
@@ -888,7 +891,7 @@ def main() -> None:
     number("--side", type=int, default=512, help="of the cell that is measured, and its shards")
     number("--block", type=int, nargs=3, metavar=("Z", "Y", "X"), help="of the cell, for a try")
     number("--virtual-shard", type=int, default=512)
-    number("--image-side", type=int, default=1024)
+    number("--image-side", type=int, default=512)
     number("--kernel-um", type=float, default=4.0)
     number("--stride-um", type=float, default=0.4)
     number("--joins", type=int, default=2_000_000, help="that are joined at once, to measure it")
@@ -911,7 +914,6 @@ def main() -> None:
             arguments.bucket_gb_s * 1e9,
             arguments.gets * arguments.prefixes,
             arguments.puts * arguments.prefixes,
-            arguments.at_once,
         )
 
         def at(planned: Planned, n: int) -> Simulation:

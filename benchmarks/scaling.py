@@ -149,18 +149,19 @@ def apart(repeats: int, *words: object, environment: dict[str, str] | None = Non
 
 def write_samples(folder: Path, arguments: argparse.Namespace) -> None:
     """Write a cell and an image for each number of workers, and what warms them up."""
-    side, times = arguments.side, arguments.times
     repeated_cell(str(folder / "small.zarr"), (64,) * 3, (1, 1, 1), 64)
-    small = arguments.image_side // 4
-    repeated_image(str(folder / "small-image.zarr"), small, SLICES, 4 * SLICES, SLICES)
+    side = arguments.image_side
+    small = str(folder / "small-image.zarr")
+    repeated_image(small, side // 4, SLICES, 4 * SLICES, (SLICES, side // 4, side // 4))
     if "segment" in arguments.verbs:
         write_model(folder / "model.keras")
     for n in arguments.workers:
         cell = str(folder / f"cell-{n}.zarr")
-        repeated_cell(cell, (side,) * 3, (n * times, 1, 1), arguments.block, "threads")
+        repeats = (n * arguments.times, 1, 1)
+        repeated_cell(cell, (arguments.side,) * 3, repeats, arguments.block, "threads")
         image = str(folder / f"image-{n}.zarr")
-        depth = n * arguments.depth
-        repeated_image(image, arguments.image_side, 2 * SLICES, depth, SLICES, "threads")
+        chunk = (SLICES, min(256, side), min(256, side))
+        repeated_image(image, side, SLICES, n * arguments.depth, chunk, "threads")
 
 
 def write_model(path: Path) -> None:

@@ -239,7 +239,9 @@ class DaskPool:
         future = self.client.submit(function, *args, pure=False, resources=self._resources)
         # Its state alone: who holds a future keeps its call on the cluster, also after a run that
         # was given up.
-        self.client.loop.add_callback(self._tell, future._state)
+        loop = self.client.loop
+        assert loop is not None  # it runs, since the call was submitted
+        loop.add_callback(self._tell, future._state)
         return future
 
     async def _tell(self, state: Any) -> None:
