@@ -889,7 +889,13 @@ def main() -> None:
     number("--thousand-gets", type=float, default=0.0004)
     number("--thousand-puts", type=float, default=0.005)
     number("--side", type=int, default=512, help="of the cell that is measured, and its shards")
-    number("--block", type=int, nargs=3, metavar=("Z", "Y", "X"), help="of the cell, for a try")
+    number(
+        "--block",
+        type=int,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="of the cell; for a try: what it then says of large volumes is wrong",
+    )
     number("--virtual-shard", type=int, default=512)
     number("--image-side", type=int, default=512)
     number("--kernel-um", type=float, default=4.0)
