@@ -69,7 +69,7 @@ SchedulerParameters=batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=10
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={n_cpus}
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={n_cpus} RealMemory={megabytes}
 PartitionName=normal Nodes=node Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -145,6 +145,7 @@ def _write_configuration(folder: Path, n_cpus: int) -> dict[str, str]:
             user=_user(),
             folder=folder,
             n_cpus=n_cpus,
+            megabytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
             controller_port=controller_port,
             node_port=node_port,
         )
