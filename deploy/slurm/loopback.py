@@ -69,7 +69,7 @@ SchedulerParameters=batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=10
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={n_cpus} RealMemory={megabytes}
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={n_cpus} RealMemory={mib}
 PartitionName=normal Nodes=node Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -145,7 +145,7 @@ def _write_configuration(folder: Path, n_cpus: int) -> dict[str, str]:
             user=_user(),
             folder=folder,
             n_cpus=n_cpus,
-            megabytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
+            mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20,
             controller_port=controller_port,
             node_port=node_port,
         )
@@ -173,7 +173,7 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError as error:
         raise RuntimeError(
-            f"SLURM runs jobs for users that have a name. Received: user {os.getuid()}, who has none"
+            f"SLURM runs jobs for users that have a name. User {os.getuid()} has none"
         ) from error
 
 
@@ -226,7 +226,7 @@ def _wait_for(
     how = f"was not ready within {START_SECONDS} s"
     while time.monotonic() < end:
         asked = subprocess.run(question, env=environment, capture_output=True, text=True)
-        if asked.returncode == 0 and answer in asked.stdout.split() + [""]:
+        if asked.returncode == 0 and answer in [*asked.stdout.split(), ""]:
             return
         try:
             how = f"ended with {process.wait(LOOK_SECONDS)} instead of starting"
