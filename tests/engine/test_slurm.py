@@ -35,7 +35,7 @@ BLOCK = (6, 8, 8)
 # Between two looks at the queue.
 LOOK_SECONDS = 0.2
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,10 @@ def hold(release: Path) -> int:
     return os.getpid()
 
 
+def n_tasks(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.tasks)
+
+
 def kill_worker(pool: DaskPool, job: str) -> None:
     pids = pool.client.run(os.getpid)
     os.kill(next(iter(pids.values())), signal.SIGKILL)
@@ -190,7 +194,7 @@ def test_the_result_is_the_same_whatever_is_killed(
         stage = threading.Thread(target=work, args=(url, pool))
         stage.start()
         # Its tasks wait behind those that are held.
-        wait_until(lambda: len(pool.client.processing()) == 2)
+        wait_until(lambda: pool.client.run_on_scheduler(n_tasks) > len(held))
         blow(pool, first)
         wait_until(lambda: set(pool.client.scheduler_info()["workers"]) - before)
         release.touch()
