@@ -125,7 +125,7 @@ def test_job_scripts(kind: str, lines: list[str], batch: ClusterOptions) -> None
 
 @pytest.mark.usefixtures("jobs")
 @pytest.mark.parametrize(
-    ("kind", "word"), [("slurm", " -t "), ("pbs", "walltime"), ("lsf", " -W ")]
+    ("kind", "word"), [("slurm", " -t "), ("pbs", "walltime="), ("lsf", " -W ")]
 )
 def test_without_a_walltime_the_queue_decides(kind: str, word: str, batch: ClusterOptions) -> None:
     with batch_cluster(kind, batch) as started:
