@@ -210,9 +210,9 @@ def test_the_result_is_the_same_whatever_is_killed(
 def test_workers_close_before_the_walltime(
     tmp_path: Path, options: ClusterOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_options, "LEAST_WALLTIME_SECONDS", 60)
+    monkeypatch.setattr(cluster_options, "LEAST_WALLTIME_SECONDS", 120)
     monkeypatch.setattr(launch, "LOST_SECONDS", 10)  # the job has ended by itself by then
-    chosen = {**vars(options), "n_workers": 1, "walltime": "00:01:00"}
+    chosen = {**vars(options), "n_workers": 1, "walltime": "00:02:00"}
     with connect("slurm", options=ClusterOptions(**chosen)) as pool:
         (first,) = jobs()
         before = pool.submit(os.getpid).result()
