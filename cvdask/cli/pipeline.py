@@ -60,9 +60,11 @@ def run(
     client: Annotated[
         str | None,
         typer.Option(
+            "--client",
+            "--cluster",
             metavar="WHERE",
-            help="serial, threads, local (processes), or the address of a Dask scheduler; by "
-            "default what the config says.",
+            help="serial, threads, local (processes), cuda, slurm, pbs, lsf, kubernetes, or the "
+            "address of a Dask scheduler; by default what the config says.",
             rich_help_panel=WHERE,
         ),
     ] = None,

@@ -314,8 +314,12 @@ def connect(
     ConnectionError
         When no scheduler answers at the address, or the connection is lost while work runs.
     """
-    if isinstance(client, SerialPool | ThreadPool | DaskPool):
+    if isinstance(client, SerialPool | ThreadPool):
         yield client
+        return
+    if isinstance(client, DaskPool):
+        with _naming_loss():
+            yield client
         return
     check_client(client, workers)
     limits = machine_limits()

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cvdask.engine.blockwise import peak_memory_bytes
-from cvdask.engine.cluster import check_client, local_client, machine_limits
+from cvdask.engine.cluster import check_client, connect
+from cvdask.engine.cluster_options import STARTED
 from cvdask.engine.plan import Plan, Summary, size_text, watch_summaries
 from cvdask.errors import BlocksFailed
 from cvdask.pipeline.config import Config, read_config
@@ -143,8 +144,8 @@ def run(
         First and last stage to take; by default all that the config has. What earlier stages make
         must be there.
     client, workers
-        Where blocks run: ``serial``, ``threads``, ``local`` or the address of a scheduler; by
-        default what the config says. ``local`` is started once for all stages.
+        Where blocks run, as :func:`cvdask.engine.cluster.connect` takes it; by default what the
+        config says. What is started, is started once for all stages.
     overwrite : bool
         Make anew what was made for other inputs or options; what is complete for the same is kept
         even so.
@@ -186,7 +187,12 @@ def run(
         about = {"config": read.path, "options": {**options, "overwrite": overwrite}}
         record, log = Record(out, about), Log(out / LOG)
         log.write(f"run of {read.path}: {len(steps)} steps")
-        with _opened(where, count) as ways, _ending(record, log, read):
+
+        def say(text: str) -> None:
+            log.write(text)
+            tell(text)
+
+        with _ending(record, log, read), _opened(where, count, say) as ways:
             for number, step in enumerate(steps, 1):
                 _take(step, f"[{number}/{len(steps)}] {step}", ways, overwrite, record, log, tell)
     report = Thing("file", f"{comparison_of(read)}/report.html")
@@ -324,12 +330,15 @@ def _plan_line(plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _opened(client: str, workers: int | None) -> Iterator[dict[str, Any]]:
+def _opened(
+    client: str, workers: int | None, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Open the place where blocks run, where that takes time; the same for all stages."""
-    if client == "local":
-        limits = machine_limits()
-        with local_client(workers or limits.cores, limits) as opened:
-            yield {"client": opened, "workers": None}
+    if client in STARTED:
+        say(f"waiting for workers: {client}")
+        with connect(client, workers=workers) as pool:
+            say(f"workers came; {pool.slots} calls at a time are counted on")
+            yield {"client": pool, "workers": None}
     else:
         yield {"client": client, "workers": workers if client == "threads" else None}
 
