@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from cvdask.volume.objects import (
     read_object,
     redact,
 )
+from cvdask.volume.parquet import read_table, table_metadata
 from cvdask.volume.store import Volume, open_volume, volume_digest
 
 if TYPE_CHECKING:
@@ -117,12 +117,7 @@ class Table:
 
     def metadata(self) -> dict[str, Any]:
         """Return what cvdask has written of the table; empty where it has not."""
-        text = (self.schema().metadata or {}).get(b"cvdask", b"{}")
-        try:
-            found = json.loads(text)
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        return table_metadata(self.schema())
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield rows of some columns, in order, a batch at a time.
@@ -163,17 +158,15 @@ class Table:
 
     def _dataset(self, key: str) -> Any:
         import pyarrow
-        import pyarrow.dataset
-        import pyarrow.parquet
+        import pyarrow.dataset as dataset
 
         try:
             if is_remote(self.url):
-                data = read_object(self.url, key) or b""
-                return pyarrow.dataset.dataset(pyarrow.parquet.read_table(io.BytesIO(data)))
+                return dataset.dataset(read_table(self.url, key))
+            checked = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+            kind = dataset.ParquetFileFormat(default_fragment_scan_options=checked)
             # A folder may be parted by class, whose name then stands in the path.
-            return pyarrow.dataset.dataset(
-                Path(self.url) / key, format="parquet", partitioning="hive"
-            )
+            return dataset.dataset(Path(self.url) / key, format=kind, partitioning="hive")
         except (pyarrow.ArrowException, OSError) as error:
             raise DamagedData(f"{redact(self.url)}/{key} is no table: {error}") from error
 

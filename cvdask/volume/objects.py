@@ -329,7 +329,7 @@ def read_json(url: str, key: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedData(f"{redact(url)}/{key} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise DamagedData(

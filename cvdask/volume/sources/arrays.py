@@ -411,7 +411,19 @@ def examine_zarr(path: str, dataset: str | None, channel: int | None) -> Source:
     SourceError
         As :func:`cvdask.volume.sources.examine`.
     """
-    name = _zarr_array_name(path, _clean(dataset or "", path))
+    try:
+        return _describe_zarr(path, _clean(dataset or "", path), channel)
+    except (SourceError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever zarr's parsers of metadata raise
+        raise SourceError(
+            f"{path}: the zarr metadata cannot be read: {type(error).__name__}: {error}. Choose "
+            "another array with dataset=, or copy it again"
+        ) from error
+
+
+def _describe_zarr(path: str, dataset: str, channel: int | None) -> Source:
+    name = _zarr_array_name(path, dataset)
     array, view, voxel_size = _open_zarr(path, name, channel)
     return _describe(
         "zarr",
