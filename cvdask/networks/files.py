@@ -74,7 +74,10 @@ def read_array_file(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if not isinstance(saved, np.lib.npyio.NpzFile):
                 raise ValueError("it is no archive of arrays")
-            return {name: saved[name] for name in saved.files}
+            held = {name: saved[name] for name in saved.files}
+        if not all(isinstance(one, np.ndarray) for one in held.values()):
+            raise ValueError("it holds what is no array")
+        return held
     except Exception as error:  # archives and arrays raise whatever a damaged field leads to
         if isinstance(error, OSError) and error.errno is not None:
             raise
