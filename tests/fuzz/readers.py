@@ -231,7 +231,7 @@ def write_comparison(folder: Path) -> None:
 
 def read_comparison(folder: Path) -> Any:
     comparison = open_comparison(str(folder / "out"))
-    comparison.to_xarray()
+    comparison.volumes()
     return page(comparison)
 
 
