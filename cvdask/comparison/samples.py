@@ -25,6 +25,7 @@ from cvdask.volume.objects import (
     list_objects,
     normalize_url,
     object_exists,
+    read_json,
     read_object,
     redact,
 )
@@ -185,6 +186,8 @@ def open_table(url: str, name: str) -> Table | None:
     ------
     ValueError
         When its stage has begun and not ended.
+    DamagedData
+        When parts of it are gone.
     """
     if object_exists(url, name):
         return Table(url, (name,))
@@ -200,6 +203,13 @@ def open_table(url: str, name: str) -> Table | None:
             f"{redact(url)}/{name} is not complete: its stage has begun and not ended. Run the "
             f"same command again; it goes on where it was"
         )
+    if f"{name}/{COMPLETE}" in keys:
+        n_parts = (read_json(url, f"{name}/{COMPLETE}") or {}).get("n_parts", len(table.keys))
+        if n_parts != len(table.keys):
+            raise DamagedData(
+                f"{redact(url)}/{name} had {n_parts} parts, and has {len(table.keys)}. Make it "
+                f"again with --overwrite"
+            )
     return table
 
 

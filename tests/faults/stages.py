@@ -63,7 +63,7 @@ def run(stage: str, url: Path, client: str = "serial") -> None:
         cvdask.measure(place, block_shape=(4, 16, 16), chart=False, csv=True, client=client)
     else:
         cvdask.density(
-            place, numerator=1, denominator="all", kernel_um=0.08, stride_um=0.02, client=client
+            place, numerator=1, denominator="all", kernel_um=0.16, stride_um=0.04, client=client
         )
 
 
