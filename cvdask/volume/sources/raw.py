@@ -46,6 +46,9 @@ from cvdask.volume.sources.source import (
 # A gzipped volume above this is unpacked by every worker process for a part of an hour.
 MAX_GZIP_BYTES = 4 << 30
 
+# Bytes behind the voxels of a gzipped volume: none are usual.
+MOST_BEHIND = 1 << 20
+
 _IMOD_STAMP = 1146047817  # "IMOD" as IMOD writes it into its headers
 
 
@@ -364,7 +367,8 @@ class _Unpacked:
                 while n_bytes and (data := packed.read1(min(n_bytes, 1 << 18))):
                     n_bytes -= target.write(data)
                 # The checksum stands behind the last byte, and is compared when that was read.
-                packed.read1(1)
+                if len(packed.read(MOST_BEHIND + 1)) > MOST_BEHIND:
+                    self.fault = "the gzip file holds more than its header declares: one is wrong"
         except EOFError:
             # What came out before the break is good; the slices behind it are reported.
             pass
