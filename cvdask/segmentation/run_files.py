@@ -185,12 +185,11 @@ def load_state(path: Path, fold: int, arrays: Mapping[str, Sequence[Any]]) -> Fo
 
 def rewrite_log(path: Path, fold: int, records: Sequence[Mapping[str, Any]]) -> None:
     """Leave the lines of earlier folds and these of this fold, none that a kill left behind."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A kill can cut the last line in two.
     try:
-        earlier = [
-            line for line in lines if line.endswith("\n") and json.loads(line)["fold"] < fold
-        ]
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A kill can cut the last line in two.
+        whole = [line for line in lines if line.endswith("\n")]
+        earlier = [line for line in whole if json.loads(line)["fold"] < fold]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}. Remove it to go on without it") from error
     text = "".join(earlier) + "".join(json.dumps(record) + "\n" for record in records)
