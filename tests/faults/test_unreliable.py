@@ -56,8 +56,8 @@ def test_every_stage_leaves_the_same_bytes(
     monkeypatch.setattr(ingest_module, "_shapes", lambda source, itemsize: shapes)
     write_sources(tmp_path)
     expected = work(tmp_path, str(tmp_path / "store"))
-    # A client waits half a minute for an answer; here that is long enough to tell.
-    monkeypatch.setenv("AWS_TIMEOUT", "1 second")
+    # A client waits half a minute for an answer. That is more than a test needs.
+    monkeypatch.setenv("AWS_TIMEOUT", "5 seconds")
     with unreliable_store(server, share=0.2) as (address, seen):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         open_store.cache_clear()

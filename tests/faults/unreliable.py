@@ -21,6 +21,8 @@ FAULTS = (
     "half an answer",  # the connection is cut in the middle of what was asked for
     "silence",  # nothing happens until the client gives up
 )
+# Each takes all the patience of a client.
+MOST_SILENT = 3
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
 
@@ -38,6 +40,8 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
         with self.lock:
             spoilt = self.chance.random() < self.share
             fault = self.chance.choice(FAULTS) if spoilt else "none"
+            if fault == "silence" and self.seen[fault] == MOST_SILENT:
+                fault = "reset"
             self.seen[fault] += 1
         return fault
 
