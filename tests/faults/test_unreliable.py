@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore.exceptions
 import pytest
 import tifffile
+from zarr.storage import ObjectStore
 
 import cvdask
 from cvdask.synthesis.slices import open_slices
 from cvdask.volume import ingest as ingest_module
-from cvdask.volume.objects import open_store
+from cvdask.volume import objects as objects_module
+from cvdask.volume.objects import open_store, read_object, write_object
 from tests.faults.buckets import bucket, everything, server
 from tests.faults.unreliable import FAULTS, unreliable_store
 from tests.trees import tree_digest
@@ -70,3 +73,24 @@ def test_every_stage_leaves_the_same_bytes(
     assert set(stored) == set(tree_digest(tmp_path / "store"))
     for key, data in stored.items():
         assert data == (tmp_path / "store" / key).read_bytes(), key
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_object(bucket, "a", b"one")
+    get, n_broken, calls = ObjectStore.get, 3, []
+
+    async def broken(self: ObjectStore, *arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) <= n_broken:
+            raise obstore.exceptions.GenericError("HTTP error: request or response body error")
+        return await get(self, *arguments)
+
+    monkeypatch.setattr(objects_module, "WAITS_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(ObjectStore, "get", broken)
+    assert read_object(bucket, "a") == b"one"
+    n_broken = 99
+    with pytest.raises(OSError, match="response body error"):
+        read_object(bucket, "a")
+    assert len(calls) == 4 + 4
