@@ -176,6 +176,9 @@ def label(
     if dry_run:
         return plans
     if state == "complete":
+        # What another client has left that came late to the same output.
+        delete_tree(output.url, f"{output.group}/{SCRATCH.partition('/')[0]}")
+        Ledger(output.url, output.levels[0].path).clear()
         return open_volume(output.url, labels=output.name)
     with connect(client, workers=workers) as pool:
         check_plans(plans, pool.slots, pool.worker_bytes)

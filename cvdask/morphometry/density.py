@@ -259,6 +259,9 @@ def density(
     if dry_run:
         return plans
     if state == "complete":
+        # What another client has left that came late to the same output.
+        delete_tree(output.url, SCRATCH.partition("/")[0])
+        Ledger(output.url, output.levels[0].path).clear()
         return open_volume(output.url)
     effective = _effective_sizes(job)
     notices = _rounding(effective, sizes)

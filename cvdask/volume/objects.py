@@ -127,7 +127,7 @@ async def _ask(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
 
 def _broke_off(error: Exception) -> bool:
     """Tell whether a connection broke, and obstore has not tried again already."""
-    text = str(error)
+    text = str(error).partition("\n")[0]
     return (
         type(error).__module__.startswith("obstore")
         and "HTTP error" in text

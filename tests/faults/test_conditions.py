@@ -66,13 +66,13 @@ def url(stage: str, tmp_path: Path) -> Path:
 
 
 def at_marker(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:
-    """Let something happen once, before the marker of that number is written."""
+    """Let something happen once, when the marker of that number has been written."""
     mark, count = Ledger.mark, itertools.count(1)
 
     def counted(self: Ledger, records: Any) -> None:
+        mark(self, records)
         if next(count) == MOMENT:
             happens()
-        mark(self, records)
 
     monkeypatch.setattr(Ledger, "mark", counted)
 
