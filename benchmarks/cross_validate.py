@@ -2,8 +2,9 @@
 
 Takes what ``cvdask train-unet VOL --split-by slice --folds K --out NAME.keras`` has left: the
 networks of all folds and the record of which slices each was validated on. Every network segments
-its own slices, whole, as ``cvdask segment --tta`` does, and they are scored as ``cvdask evaluate``
-does. ``--plain`` leaves the averaging over flipped slices out.
+its own slices, whole, as ``cvdask segment --tta --probabilities`` does, and they are scored as
+``cvdask evaluate`` does: V_Rand and V_Info at the best of eleven thresholds, as published ones are.
+``--plain`` leaves the averaging over flipped slices out.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ def score_folds(volume: str, labels: str, model: Path, tta: bool) -> list[list[s
                     copy,
                     model.with_name(f"{model.stem}.fold{number}.keras"),
                     name=name,
+                    probabilities=True,
                     tta=tta,
                     z_range=(z, z + 1),
                     client="threads",
                 )
-                scored = cvdask.evaluate(copy, prediction=name, truth=labels, z_range=(z, z + 1))
+                scored = cvdask.evaluate(
+                    copy, prediction=name, truth=labels, probabilities=name, z_range=(z, z + 1)
+                )
                 for one in scored.classes:
                     scores = [one.scores()[key] for key in SCORES]
                     found.setdefault(one.name, []).append(scores)

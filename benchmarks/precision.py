@@ -1,10 +1,10 @@
 """How near is a network to what the processor can multiply, and what do fewer bits bring?
 
 In one run: the fastest float32 matrix product of TensorFlow on all cores, then each preset's
-network on slices in memory, as ``segment`` calls it, in float32, bfloat16 and int8. Operations are
-those of the convolutions, 2 per multiply and add. Weights are random, and so are biases and slopes:
-OpenVINO leaves out what fresh ones do nothing with, which would make ``paper`` four times as fast
-in int8 as any trained network.
+network on slices in memory, as ``segment`` calls it, in float32 and bfloat16 on TensorFlow and on
+OpenVINO, and in int8. Operations are those of the convolutions, 2 per multiply and add. Weights are
+random, and so are biases and slopes: OpenVINO leaves out what fresh ones do nothing with, which
+would make ``paper`` four times as fast in int8 as any trained network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from report import report
 from cvdask.engine.cluster import machine_limits
 from cvdask.segmentation import model_file
 from cvdask.segmentation.forward import (
+    RUNTIMES,
     NetworkSettings,
     load_network,
     quantise_network,
@@ -64,7 +66,7 @@ def as_if_trained(model: Any) -> Any:
 
 
 def measure(folder: Path, preset: str, side: int, seconds: float, peak: float) -> list[list[str]]:
-    """Return a row per precision."""
+    """Return a row per precision and runtime; each is held against float32 of the same runtime."""
     architecture = Architecture(n_classes=4, preset=preset)
     classes = {1: "mitochondria", 2: "myofibrils", 3: "z_discs"}
     path = folder / f"{preset}.keras"
@@ -72,26 +74,30 @@ def measure(folder: Path, preset: str, side: int, seconds: float, peak: float) -
     model_file.save(unet, as_if_trained(build(architecture)), path)
     images = np.random.default_rng(0).integers(0, 256, (2, side, side), np.uint8)
     cores = machine_limits().cores
-    settings = NetworkSettings(str(path), model_file.digest(path), threads=cores)
-    networks = {"float32": load_network(settings)}
-    if supports_bfloat16():
-        low = NetworkSettings(str(path), settings.digest, "bfloat16", threads=cores)
-        networks["bfloat16"] = load_network(low)
+    exact = NetworkSettings(str(path), model_file.digest(path), threads=cores)
+    precisions = ["float32", *(["bfloat16"] if supports_bfloat16() else [])]
+    networks = {
+        (runtime, precision): load_network(replace(exact, precision=precision, runtime=runtime))
+        for runtime in RUNTIMES
+        for precision in precisions
+    }
     if supports_int8():
-        networks["int8"] = quantise_network(settings, images[:, :512, :512])[1]
+        networks["openvino", "int8"] = quantise_network(exact, images[:, :512, :512])[1]
     rows = []
-    for precision, network in networks.items():
+    in_float32: dict[str, float] = {}
+    for (runtime, precision), network in networks.items():
         pixels = rate(lambda n=network: n.classify(images[:1]), side**2, seconds)  # type: ignore[misc]
         flops = pixels * flops_per_pixel(architecture)
-        first = float(rows[0][2]) if rows else pixels / 1e6
+        in_float32.setdefault(runtime, pixels)
         rows.append(
             [
                 preset,
+                runtime,
                 precision,
                 f"{pixels / 1e6:.3f}",
                 f"{flops / 1e9:.0f}",
                 f"{flops / peak:.2f}",
-                f"{pixels / 1e6 / first:.2f}",
+                f"{pixels / in_float32[runtime]:.2f}",
             ]
         )
     return rows
@@ -104,13 +110,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each measurement")
     options = parser.parse_args()
     peak = peak_flops(options.seconds)
-    rows = [["float32 product", "float32", "", f"{peak / 1e9:.0f}", "1.00", ""]]
+    rows = [["float32 product", "keras", "float32", "", f"{peak / 1e9:.0f}", "1.00", ""]]
     with tempfile.TemporaryDirectory() as folder:
         for preset in options.presets:
             rows += measure(Path(folder), preset, options.side, options.seconds, peak)
     report(
         f"Networks in memory, slices of {options.side}²",
-        ["network", "precision", "Mpixel/s", "GFLOP/s", "of the product's", "of its float32"],
+        [
+            "network",
+            "runtime",
+            "precision",
+            "Mpixel/s",
+            "GFLOP/s",
+            "of the product's",
+            "of its float32",
+        ],
         rows,
     )
 

@@ -1,7 +1,7 @@
 """Run every benchmark and write RESULTS.md.
 
-``python benchmarks/run_all.py`` on a machine with nothing else to do: an hour and a half on two
-cores, 15 GB of disk. ``--only engine store`` runs some and prints them.
+``python benchmarks/run_all.py`` on a machine with nothing else to do: three hours on two cores,
+20 GB of disk. ``--only engine store`` runs some and prints them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "engine",
+    "scaling",
+    "scale",
+    "large",
     "store",
     "phantom",
     "ingest",

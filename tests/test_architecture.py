@@ -150,7 +150,7 @@ DOORS = {
     "tensorflow": NETWORKS,
     "jax": NETWORKS,
     "torch": NETWORKS,
-    "openvino": ("cvdask.segmentation.quantise",),
+    "openvino": ("cvdask.segmentation.quantise", "cvdask.segmentation.openvino_graph"),
     "nncf": ("cvdask.segmentation.quantise",),
 }
 

@@ -33,7 +33,7 @@ def load(name: str) -> ModuleType:
 def test_every_example_is_tested():
     scripts = ["demo", "ingest_stack", "real_data"]
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == scripts
-    configs = ["demo", "hippocampus", "paper", "urocell"]
+    configs = ["cells", "demo", "hippocampus", "paper", "urocell"]
     assert sorted(path.stem for path in EXAMPLES.glob("*.toml")) == configs
 
 
@@ -127,6 +127,21 @@ def test_configs_hold_and_can_be_planned(tmp_path: Path):
         ]
         assert {step.state for step in steps} == {"waits"}
         assert steps[-1].stage == "report"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_cells_are_compared_by_groups(tmp_path: Path) -> None:
+    whole = (EXAMPLES / "cells.toml").read_text()
+    parts = re.split(r"(?=^\[)", whole, flags=re.MULTILINE)
+    few = [part for part in parts if not re.search(r'name = "\w+_[3-8]"', part)]
+    text = "".join(few).replace("[4.8, 6.4, 6.4]", "[0.5, 1, 1]").replace("25\n", "50\n")
+    config = tmp_path / "cells.toml"
+    config.write_text(text.replace("kernel_um = 1.0", "kernel_um = 0.3"))
+    assert cvdask.run(config, client="serial").report
+    table = (tmp_path / "cells" / "comparison" / "statistics.csv").read_text()
+    names = ("healthy", "healthy_again", "diabetic")
+    assert text.count("phantom") == 6
+    assert [name for name in names if f",{name}," not in table] == []
 
 
 def test_config_of_the_paper_is_that_of_init(tmp_path: Path):

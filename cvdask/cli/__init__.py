@@ -19,6 +19,7 @@ Stages are imported by the command that needs them: the help loads no array libr
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -168,4 +169,6 @@ def _fail(code: int, kind: str, message: str, *, as_json: bool, **more: Any) -> 
 
 def main() -> None:
     """Run the command line of this process."""
+    # A batch system ends a job so. As after control-C, workers are dismissed and keys removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))

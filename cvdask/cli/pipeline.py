@@ -60,9 +60,11 @@ def run(
     client: Annotated[
         str | None,
         typer.Option(
+            "--client",
+            "--cluster",
             metavar="WHERE",
-            help="serial, threads, local (processes), or the address of a Dask scheduler; by "
-            "default what the config says.",
+            help="serial, threads, local (processes), cuda, slurm, pbs, lsf, kubernetes, or the "
+            "address of a Dask scheduler; by default what the config says.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -152,7 +154,22 @@ def _tell_plan(planned: Sequence[PlannedStep], as_json: bool, verbose: bool) -> 
     print_lines(clean(str(step)) for step in planned)
     if verbose:
         print_lines(plan for step in planned for plan in step.plans)
-    print_lines(["dry run: nothing was written"])
+    print_lines([_total(planned), "dry run: nothing was written"])
+
+
+def _total(planned: Sequence[PlannedStep]) -> str:
+    """Add up what the steps will take, and say of how many that is known."""
+    from cvdask.pipeline.estimate import duration_text
+
+    left = [step for step in planned if step.state != "complete"]
+    known = [step.seconds for step in left if step.seconds is not None]
+    if not left:
+        return f"all {len(planned)} steps are complete"
+    if not known:
+        return f"{len(left)} steps to do; how long they take is not known"
+    without = len(left) - len(known)
+    rest = f", and {without} more whose time is not known" if without else ""
+    return f"{len(known)} steps of about {duration_text(sum(known))} together{rest}"
 
 
 def _tell_run(done: Run) -> None:

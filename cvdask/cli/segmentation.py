@@ -103,6 +103,13 @@ def segment(
             rich_help_panel=COMMON,
         ),
     ] = "float32",
+    runtime: Annotated[
+        Literal["keras", "openvino"],
+        typer.Option(
+            help="What computes on a CPU; OpenVINO is faster for wide networks.",
+            rich_help_panel=RARE,
+        ),
+    ] = "keras",
     max_loss: Annotated[
         float,
         typer.Option(
@@ -168,6 +175,7 @@ def segment(
             tta=tta,
             axes=axes,
             precision=precision,
+            runtime=runtime,
             max_changed=max_changed,
             max_loss=max_loss,
             roi=roi,

@@ -344,7 +344,7 @@ def _test_units(blank: Row, test: str, a: Units, b: Units, rng: np.random.Genera
 def _with_t(row: Row, a: np.ndarray, b: np.ndarray, *, equal_variance: bool) -> Row:
     if _no_spread(a, b):
         return replace(row, note="the volumes of each group have the very same mean")
-    result = stats.ttest_ind(b, a, equal_var=equal_variance)
+    result = _t_test(b, a, equal_var=equal_variance)
     interval = result.confidence_interval(0.95)
     return replace(
         row,
@@ -356,11 +356,18 @@ def _with_t(row: Row, a: np.ndarray, b: np.ndarray, *, equal_variance: bool) -> 
     )
 
 
+def _t_test(b: np.ndarray, a: np.ndarray, **options: Any) -> Any:
+    """Compare two means by Student's or Welch's t; one of the groups may have no spread."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        return stats.ttest_ind(b, a, **options)
+
+
 def _with_interval(row: Row, a: np.ndarray, b: np.ndarray) -> Row:
     """Add the interval of Welch's t to the difference of z-blocks."""
     if min(len(a), len(b)) < 2 or _no_spread(a, b):
         return row
-    interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    interval = _t_test(b, a, equal_var=False).confidence_interval(0.95)
     return replace(row, low=float(interval.low), high=float(interval.high))
 
 
@@ -380,10 +387,10 @@ def _equivalence(blank: Row, test: str, a: np.ndarray, b: np.ndarray, margin: fl
     if min(len(a), len(b)) < (1 if test == "student" else 2) or _no_spread(a, b):
         return replace(row, note="too few volumes for a test of equivalence")
     equal = test == "student"
-    above = stats.ttest_ind(b + margin, a, equal_var=equal, alternative="greater")
-    below = stats.ttest_ind(b - margin, a, equal_var=equal, alternative="less")
+    above = _t_test(b + margin, a, equal_var=equal, alternative="greater")
+    below = _t_test(b - margin, a, equal_var=equal, alternative="less")
     weaker = above if above.pvalue >= below.pvalue else below
-    interval = stats.ttest_ind(b, a, equal_var=equal).confidence_interval(1 - 2 * ALPHA)
+    interval = _t_test(b, a, equal_var=equal).confidence_interval(1 - 2 * ALPHA)
     return replace(
         row,
         statistic=float(weaker.statistic),

@@ -43,6 +43,9 @@ Partial = TypeVar("Partial")
 
 # Long enough to hide the scheduler's milliseconds, short enough to lose little in a crash.
 BATCH_SECONDS = 0.5
+# Client and scheduler take about four milliseconds for a task, one after another. Where so many
+# workers wait for them that this would pass half a second, tasks last longer.
+HANDING_OUT_SECONDS = 0.008
 LARGEST_BATCH = 1024
 # A reduction's tasks must not depend on the clock, or sums of floats would: each has as many blocks
 # as keep the number of tasks bounded.
@@ -211,7 +214,17 @@ def _drive(
             bar.advance(report.n_done, report.n_voxels)
             if report.n_done:
                 per_block = max(report.seconds / report.n_done, 1e-6)
-                batch = int(min(BATCH_SECONDS / per_block, 4 * batch, LARGEST_BATCH)) or 1
+                wanted = batch_seconds(pool.slots) / per_block
+                batch = int(min(wanted, 4 * batch, LARGEST_BATCH)) or 1
+
+
+def batch_seconds(slots: int) -> float:
+    """Return how long a task should last, so that all workers are served in time.
+
+    >>> batch_seconds(2), batch_seconds(1000)
+    (0.5, 8.0)
+    """
+    return max(BATCH_SECONDS, HANDING_OUT_SECONDS * slots)
 
 
 def _take(done: np.ndarray, position: int, most: int) -> tuple[Sequence[int], int]:

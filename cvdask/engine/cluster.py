@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 USABLE_MEMORY = 0.8
 # A scheduler that was started a moment ago may need this long to answer.
 CONNECT_SECONDS = 20
+# Who waits looks again after so long, for the case that nobody is left to tell.
+LISTEN_SECONDS = 5
 # What can be asked for by name.
 KNOWN = ("serial", "threads", *STARTED)
 
@@ -229,17 +232,37 @@ class DaskPool:
         self.worker_bytes = min(granted, default=2**62)
         self.dashboard = client.dashboard_link
         self._resources = dict(resources) if resources else None
+        self._news = threading.Condition()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         """Submit a call. Its key is new every time: two calls are never taken for one."""
-        return self.client.submit(function, *args, pure=False, resources=self._resources)
+        future = self.client.submit(function, *args, pure=False, resources=self._resources)
+        # Its state alone: who holds a future keeps its call on the cluster, also after a run that
+        # was given up.
+        loop = self.client.loop
+        assert loop is not None  # it runs, since the call was submitted
+        loop.add_callback(self._tell, future._state)
+        return future
+
+    async def _tell(self, state: Any) -> None:
+        """Tell those who wait that a call has ended."""
+        await state.wait()
+        with self._news:
+            self._news.notify_all()
 
     def wait(self, futures: Iterable[Any]) -> set[Any]:
-        """Wait for the first."""
-        from distributed import wait
+        """Wait for the first.
 
-        with self.client.as_current():
-            return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+        Each call is watched once, when it is submitted: ``distributed.wait`` watches all of them
+        anew each time, which takes it a fifth of a second for a thousand.
+        """
+        waited = list(futures)
+        with self._news:
+            while not (ended := {one for one in waited if one.status != "pending"}):
+                self._news.wait(LISTEN_SECONDS)
+        if any(one.cancelled() for one in ended):
+            raise concurrent.futures.CancelledError
+        return ended
 
 
 def _offers(worker: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
@@ -291,8 +314,12 @@ def connect(
     ConnectionError
         When no scheduler answers at the address, or the connection is lost while work runs.
     """
-    if isinstance(client, SerialPool | ThreadPool | DaskPool):
+    if isinstance(client, SerialPool | ThreadPool):
         yield client
+        return
+    if isinstance(client, DaskPool):
+        with _naming_loss():
+            yield client
         return
     check_client(client, workers)
     limits = machine_limits()

@@ -43,6 +43,8 @@ BATCH = ("slurm", "pbs", "lsf")
 STARTED = ("local", "cuda", *BATCH, "kubernetes")
 # A worker needs this long to start, hand its results on and close.
 LEAST_WALLTIME_SECONDS = 300
+# A worker's life begins when it has started, its job's a little before; closing takes time as well.
+START_AND_CLOSE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,11 @@ def lifetime(walltime: str) -> tuple[int, int]:
     """Return when a worker closes, and how far this varies between workers, both in seconds.
 
     Workers close after nine tenths of the walltime, give or take a twentieth: the last of them has
-    a twentieth left to hand its results on, and they do not all close at once.
+    a twentieth left to hand its results on, but at least a minute, and they do not all close at
+    once.
 
-    >>> lifetime("01:00:00")
-    (3240, 180)
+    >>> lifetime("01:00:00"), lifetime("00:05:00")
+    ((3240, 180), (225, 15))
     """
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", walltime)
     if found is None:
@@ -213,7 +216,8 @@ def lifetime(walltime: str) -> tuple[int, int]:
             f"walltime leaves workers at least {LEAST_WALLTIME_SECONDS // 60} minutes. "
             f"Received: {walltime!r}"
         )
-    return granted * 9 // 10, granted // 20
+    varies = granted // 20
+    return min(granted * 9 // 10, granted - varies - START_AND_CLOSE_SECONDS), varies
 
 
 def read_options(environment: Mapping[str, str] = os.environ) -> ClusterOptions:

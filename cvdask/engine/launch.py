@@ -10,7 +10,7 @@ between them is encrypted. Unless certificates are given, they are made for one 
 memory (for jobs: in files that you alone can read), and are gone with it.
 
 Jobs that have a walltime close their workers before it ends; the scheduler hands on what they had
-not finished, and asks for a new job in the place of each that went.
+not finished, and another job is submitted in the place of each that went (``engine.replacement``).
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ LIBRARY = {
     "kubernetes": "dask_kubernetes",
 }
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub"}
+# Of jobs, below the shared folder.
+LOGS = "logs"
+# A worker that died is started anew within its job; on a slow file system that takes this long.
+LOST_SECONDS = 60
 
 
 def check_startable(kind: str, options: ClusterOptions, workers: int | None = None) -> None:
@@ -346,12 +350,12 @@ def _batch_client(kind: str, options: ClusterOptions) -> Iterator[Client]:
     """Submit jobs, each with single-threaded workers, and cancel them in the end."""
     from distributed import Client
 
+    from cvdask.engine.replacement import JobReplacement
+
     with batch_cluster(kind, options) as started, Client(started, set_as_default=False) as client:
+        started.scheduler.add_plugin(JobReplacement(started, LOST_SECONDS))
         if options.minimum is not None:
             started.adapt(minimum_jobs=options.minimum, maximum_jobs=options.maximum)
-        elif options.walltime is not None and options.gpu is None:
-            # As many as asked for, always: a job that ends at its walltime is replaced.
-            started.adapt(minimum_jobs=options.n_workers, maximum_jobs=options.n_workers)
         else:
             started.scale(jobs=options.n_workers)
             if options.gpu is not None:
@@ -362,6 +366,7 @@ def _batch_client(kind: str, options: ClusterOptions) -> Iterator[Client]:
 @contextlib.contextmanager
 def batch_cluster(kind: str, options: ClusterOptions) -> Iterator[Any]:
     """Open the cluster of a batch system, without a job yet."""
+    import dask
     import dask_jobqueue
 
     makers = {
@@ -371,7 +376,14 @@ def batch_cluster(kind: str, options: ClusterOptions) -> Iterator[Any]:
     }
     shared = Path(options.shared_folder).expanduser()
     shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = {
+        # Without a walltime the batch system's own holds, not the half hour of dask-jobqueue.
+        f"jobqueue.{kind}.walltime": None,
+        # Dask would give a job up before its worker is back, and submit no other.
+        "distributed.deploy.lost-worker-timeout": f"{LOST_SECONDS} s",
+    }
     with (
+        dask.config.set(settings),
         _files_of(security_of(options), shared) as security,
         makers[kind](
             **job_options(kind, options, shared),
@@ -419,7 +431,7 @@ def job_options(kind: str, options: ClusterOptions, shared: Path) -> dict[str, A
         "queue": options.queue,
         "walltime": _written_for(kind, options.walltime),
         "local_directory": options.local_folder,
-        "log_directory": str(shared / "logs"),
+        "log_directory": str(shared / LOGS),
         "job_script_prologue": list(options.prologue),
         "job_extra_directives": list(options.job_extra),
         "worker_extra_args": worker,
@@ -500,10 +512,15 @@ def _wait_for_groups(client: Client, kind: str, options: ClusterOptions) -> None
         except TimeoutError as error:
             raise ConnectionError(
                 f"no worker of every group came within {options.start_seconds} s on {kind}. Look "
-                "at its queue, or let start_seconds of [cluster] be longer"
+                f"at its queue{_logs(kind, options)}, or let start_seconds of [cluster] be longer"
             ) from error
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         with_gpu = [bool(worker.get("resources", {}).get("GPU")) for worker in workers]
         if options.gpu is None or (any(with_gpu) and not all(with_gpu)):
             return
         n_wanted = len(with_gpu) + 1
+
+
+def _logs(kind: str, options: ClusterOptions) -> str:
+    folder = Path(options.shared_folder).expanduser() / LOGS
+    return f" and at what its jobs wrote into {folder}" if kind in BATCH else ""

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +32,9 @@ from cvdask.volume.objects import (
 from cvdask.volume.store import Level, write_manifest
 
 Record = dict[str, Any]
+# Markers that are read at the same time: an object store takes a while for each, and there may be
+# a million.
+READ_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,12 @@ class Ledger:
         """Yield the record of every done block once, in block order, one marker at a time."""
         last_seen = -1
         held: dict[int, Record] = {}
-        for name in self._names():
+        for name, found in self._markers():
             first = self._parse(name)[0]
             for number in sorted(n for n in held if n < first):
                 last_seen = number
                 yield held.pop(number)
-            held |= {r["block"]: r for r in self._read(name) if r["block"] > last_seen}
+            held |= {r["block"]: r for r in found if r["block"] > last_seen}
         for number in sorted(held):
             yield held[number]
 
@@ -140,7 +146,20 @@ class Ledger:
         first, last, count = name.removesuffix(".jsonl").split("-")[:3]
         return int(first), int(last), int(count)
 
-    def _read(self, name: str) -> Iterable[Record]:
+    def _markers(self) -> Iterator[tuple[str, list[Record]]]:
+        """Yield the markers in order, and read those that follow meanwhile."""
+        names = iter(self._names())
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            coming: deque[tuple[str, Future[list[Record]]]] = deque()
+            while True:
+                for name in islice(names, READ_AHEAD - len(coming)):
+                    coming.append((name, pool.submit(self._read, name)))
+                if not coming:
+                    return
+                name, found = coming.popleft()
+                yield name, found.result()
+
+    def _read(self, name: str) -> list[Record]:
         data = read_object(self.url, f"{self._prefix}/{name}") or b""
         try:
             return [json.loads(line) for line in data.decode().splitlines()]

@@ -16,15 +16,17 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from cvdask.engine.blockwise import peak_memory_bytes
-from cvdask.engine.cluster import check_client, local_client, machine_limits
+from cvdask.engine.cluster import check_client, connect
+from cvdask.engine.cluster_options import STARTED
 from cvdask.engine.plan import Plan, Summary, size_text, watch_summaries
 from cvdask.errors import BlocksFailed
 from cvdask.pipeline.config import Config, read_config
+from cvdask.pipeline.estimate import Estimates, duration_text
 from cvdask.pipeline.outcome import main_figures
 from cvdask.pipeline.record import LOG, Log, Record, locked, remove_leftovers
 from cvdask.pipeline.schema import STAGES
@@ -35,6 +37,8 @@ from cvdask.volume.store import open_volume, volume_digest
 
 # What a stage raises where its input cannot work; anything else is a fault of ours.
 REFUSALS = (ValueError, OSError, MemoryError)
+# Steps that the plan of another names which waits for them.
+MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class PlannedStep:
         Earlier steps that make its inputs, or make them anew.
     missing : tuple of str
         Inputs that are not there and that no step makes.
+    seconds : float, optional
+        How long it will take, about; ``None`` where nothing is left to do, or nothing is known.
     """
 
     stage: str
@@ -61,6 +67,7 @@ class PlannedStep:
     plans: tuple[Any, ...] = ()
     waits_for: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values."""
@@ -71,15 +78,21 @@ class PlannedStep:
             "plans": [plan.as_dict() for plan in self.plans],
             "waits_for": list(self.waits_for),
             "missing": list(self.missing),
+            "seconds_estimate": self.seconds,
         }
 
     def __str__(self) -> str:
         head = f"{self.stage} {self.subject}".rstrip() + f": {self.state}"
+        if self.seconds is not None:
+            head += f", about {duration_text(self.seconds)}"
         lines = [head]
         if self.missing:
             lines.append(f"  not there, and made by no stage: {', '.join(self.missing)}")
         if self.waits_for:
-            lines.append(f"  waits for {', '.join(self.waits_for)}")
+            shown = self.waits_for[:MOST_NAMED]
+            more = len(self.waits_for) - len(shown)
+            rest = f" and {more} more" if more else ""
+            lines.append(f"  waits for {', '.join(shown)}{rest}")
         for plan in self.plans:
             if isinstance(plan, Plan) and plan.stage.startswith("pyramid "):
                 continue  # as the finest level is, and a quarter of it together
@@ -131,8 +144,8 @@ def run(
         First and last stage to take; by default all that the config has. What earlier stages make
         must be there.
     client, workers
-        Where blocks run: ``serial``, ``threads``, ``local`` or the address of a scheduler; by
-        default what the config says. ``local`` is started once for all stages.
+        Where blocks run, as :func:`cvdask.engine.cluster.connect` takes it; by default what the
+        config says. What is started, is started once for all stages.
     overwrite : bool
         Make anew what was made for other inputs or options; what is complete for the same is kept
         even so.
@@ -164,7 +177,8 @@ def run(
     steps = _select(lay_out(read), read, from_, until)
     tell = callback or (lambda text: None)
     if dry_run:
-        return _plan(steps, overwrite)
+        n_slots = 1 if where == "serial" else count or machine_limits().cores
+        return _estimated(_plan(steps, overwrite), Estimates(read, n_slots))
     out = Path(read.out)
     with locked(out):
         remove_leftovers(out, _own_volumes(read))
@@ -173,7 +187,12 @@ def run(
         about = {"config": read.path, "options": {**options, "overwrite": overwrite}}
         record, log = Record(out, about), Log(out / LOG)
         log.write(f"run of {read.path}: {len(steps)} steps")
-        with _opened(where, count) as ways, _ending(record, log, read):
+
+        def say(text: str) -> None:
+            log.write(text)
+            tell(text)
+
+        with _ending(record, log, read), _opened(where, count, say) as ways:
             for number, step in enumerate(steps, 1):
                 _take(step, f"[{number}/{len(steps)}] {step}", ways, overwrite, record, log, tell)
     report = Thing("file", f"{comparison_of(read)}/report.html")
@@ -252,6 +271,16 @@ def _plan(steps: Sequence[Step], overwrite: bool) -> list[PlannedStep]:
     return planned
 
 
+def _estimated(planned: Sequence[PlannedStep], estimates: Estimates) -> list[PlannedStep]:
+    """Say how long each step will take that is left to do."""
+    return [
+        replace(step, seconds=estimates.seconds(step.stage, step.subject, step.plans))
+        if step.state != "complete"
+        else step
+        for step in planned
+    ]
+
+
 def _as_plans(found: Any) -> tuple[Any, ...]:
     """Return what a stage plans; nothing for what it has returned because it is complete."""
     listed = found if isinstance(found, list) else [found]
@@ -301,12 +330,15 @@ def _plan_line(plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _opened(client: str, workers: int | None) -> Iterator[dict[str, Any]]:
+def _opened(
+    client: str, workers: int | None, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Open the place where blocks run, where that takes time; the same for all stages."""
-    if client == "local":
-        limits = machine_limits()
-        with local_client(workers or limits.cores, limits) as opened:
-            yield {"client": opened, "workers": None}
+    if client in STARTED:
+        say(f"waiting for workers: {client}")
+        with connect(client, workers=workers) as pool:
+            say(f"workers came; {pool.slots} calls at a time are counted on")
+            yield {"client": pool, "workers": None}
     else:
         yield {"client": client, "workers": workers if client == "threads" else None}
 

@@ -215,6 +215,7 @@ SEGMENT: Keys = {
     "tta": FLAG,
     "axes": one_of("z", "zyx"),
     "precision": one_of("float32", "bfloat16", "int8"),
+    "runtime": one_of("keras", "openvino"),
     "max_changed": NUMBER,
     "max_loss": NUMBER,
     "roi": TEXT,

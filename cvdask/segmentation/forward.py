@@ -33,11 +33,13 @@ from cvdask.engine.cluster import machine_limits
 from cvdask.networks.device import has_gpu, is_out_of_memory, prepare_framework
 from cvdask.segmentation import model_file
 from cvdask.segmentation.model_file import UNet
+from cvdask.segmentation.openvino_graph import check_openvino, compile_graph, to_openvino
 from cvdask.segmentation.quantise import INT8_FLAGS, load_quantised, quantise
 from cvdask.segmentation.unet import fold, stride
 from cvdask.volume.objects import read_object, redact
 
 PRECISIONS = ("float32", "bfloat16", "int8")
+RUNTIMES = ("keras", "openvino")
 # How Linux names the instructions that multiply bfloat16 numbers.
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 # What TensorFlow's graph optimiser calls the same weights with bfloat16 convolutions on a CPU.
@@ -83,6 +85,8 @@ class NetworkSettings:
         Worker processes that share a machine, and its cores.
     quantised : Quantised, optional
         What int8 runs.
+    runtime : {"keras", "openvino"}
+        What computes: the backend of Keras, or OpenVINO. int8 is always OpenVINO's.
     """
 
     path: str
@@ -92,6 +96,7 @@ class NetworkSettings:
     threads: int = 1
     processes: int = 1
     quantised: Quantised | None = None
+    runtime: str = "keras"
 
     @property
     def cores(self) -> int:
@@ -145,6 +150,11 @@ def _load(settings: NetworkSettings) -> Network:
     if settings.precision == "int8":
         forward = load_quantised(_read_quantised(settings.quantised), settings.cores)
         return Network(unet, forward, "int8", settings.n_views)
+    if settings.runtime == "openvino":
+        check_openvino()
+        graph = to_openvino(unet.architecture, fold(unet.architecture, model))
+        forward = compile_graph(graph, settings.cores, settings.precision)
+        return Network(unet, forward, settings.precision, settings.n_views)
     lowered = settings.precision == "bfloat16" and not _by_graph_optimiser()
     policy = "mixed_bfloat16" if lowered else "float32"
     model = fold(unet.architecture, model, precision=policy)

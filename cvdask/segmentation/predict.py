@@ -40,6 +40,7 @@ from cvdask.segmentation import model_file
 from cvdask.segmentation.forward import (
     BFLOAT16_FLAGS,
     PRECISIONS,
+    RUNTIMES,
     Network,
     NetworkSettings,
     Quantised,
@@ -48,8 +49,9 @@ from cvdask.segmentation.forward import (
     supports_bfloat16,
     supports_int8,
 )
+from cvdask.segmentation.openvino_graph import check_openvino
 from cvdask.segmentation.patches import Patch, read_patch
-from cvdask.segmentation.quantise import INT8_FLAGS, check_openvino
+from cvdask.segmentation.quantise import INT8_FLAGS, check_quantiser
 from cvdask.segmentation.tiling import (
     ALONG_Z,
     CPU_BATCH_PIXELS,
@@ -125,6 +127,7 @@ def segment(
     tta: bool = False,
     axes: str = "z",
     precision: str = "float32",
+    runtime: str = "keras",
     max_changed: float = 0.005,
     max_loss: float = 0.005,
     roi: Box | str | None = None,
@@ -164,6 +167,9 @@ def segment(
         ``bfloat16`` multiplies with 8 instead of 24 significant bits, on processors and GPUs that
         have it; ``int8`` with integers of 8 bits, on processors that have them (extra ``int8``).
         Elsewhere float32 is used, with a warning.
+    runtime : {"keras", "openvino"}
+        What computes on a CPU: the backend of Keras, or OpenVINO (extra ``int8``), which is faster
+        for wide networks such as ``paper``. The results differ by rounding.
     max_loss : float
         What a reduced precision may lose in mean F1, 0 to 1, on the patches that the training
         validated on; beyond, it is refused.
@@ -216,7 +222,7 @@ def segment(
         ran out so that smaller batches were used. Recorded with the label image.
     """
     _check_options(
-        precision, {"max_changed": max_changed, "max_loss": max_loss}, batch_size, block_yx
+        precision, runtime, {"max_changed": max_changed, "max_loss": max_loss}, batch_size, block_yx
     )
     image = volume if isinstance(volume, Volume) else open_volume(volume)
     model_url = normalize_url(model)
@@ -244,6 +250,7 @@ def segment(
             "n_views": n_views,
             "axes": axes,
             "precision": precision,
+            **({} if runtime == "keras" else {"runtime": runtime}),
             "region": str(region),
             "block_yx": list(block_yx) if block_yx else None,
             "batch_size": batch_size,
@@ -278,7 +285,7 @@ def segment(
         if dry_run:
             pairs = zip(full.levels, full.levels[1:], strict=False)
             return [plan, *(plan_level(image.url, fine, coarse) for fine, coarse in pairs)]
-        asked = NetworkSettings(model_url, digest, used, n_views, *_sharing(pool))
+        asked = NetworkSettings(model_url, digest, used, n_views, *_sharing(pool), runtime=runtime)
         job = _Job(
             image,
             outputs,
@@ -329,6 +336,7 @@ def segment(
 
 def _check_options(
     precision: str,
+    runtime: str,
     limits: Mapping[str, float],
     batch_size: int | None,
     block_yx: tuple[int, int] | None,
@@ -338,8 +346,12 @@ def _check_options(
             f"networks are run in {' or '.join(PRECISIONS)}. Received: {precision!r}. Those with "
             f"fewer bits are faster, where the processor has them"
         )
-    if precision == "int8":
+    if runtime not in RUNTIMES:
+        raise ValueError(f"networks are run by {' or '.join(RUNTIMES)}. Received: {runtime!r}")
+    if runtime == "openvino":
         check_openvino()
+    if precision == "int8":
+        check_quantiser()
     for name, limit in limits.items():
         if not 0 <= limit <= 1:
             raise ValueError(f"{name} lies between 0 and 1. Received: {limit}")
@@ -650,16 +662,24 @@ def _probe(
     Raises
     ------
     ValueError
-        When the model file is damaged, or a GPU was asked for and is not there.
+        When the model file is damaged, or a GPU was asked for and is not there, or is there where
+        the processor was asked for.
     """
     settings = _usable(job.network)
     exact = load_network(replace(settings, precision="float32"))
     if gpu and not has_gpu():
         raise ValueError("a GPU was asked for, and the framework on this worker sees none")
+    if has_gpu() and settings.runtime == "openvino":
+        raise ValueError(
+            "runtime openvino computes on the processor, and this worker has a GPU, which is "
+            "faster. Leave the runtime out"
+        )
     if known:
         return known, None
     found: dict[str, Any] = {"device": "gpu" if has_gpu() else "cpu"}
     found["precision"] = settings.precision
+    if settings.runtime != "keras":
+        found["runtime"] = settings.runtime
     data = None
     if settings.precision == "float32":
         return found, data

@@ -71,6 +71,8 @@ def test_dry_run_tells_the_plan(call: Call, tmp_path: Path):
     assert "ingest control: to do" in out
     assert "waits for ingest diabetic" in out
     assert out.splitlines()[-1] == "dry run: nothing was written"
+    assert "ingest control: to do, about 1 s" in out
+    assert out.splitlines()[-2].startswith("4 steps of about 1 s together")
     code, out, _ = call(f"run {config} --dry-run --json")
     told = json.loads(out)
     assert [step["state"] for step in told["steps"]] == ["to do", "to do", "waits", "waits"]

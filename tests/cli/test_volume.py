@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import tifffile
 
 import cvdask
+from cvdask.cli import main
 from tests.cli.command_lines import SMALL, VOLUME_COMMANDS, Call, example_of, in_own_process
 from tests.trees import tree_digest
 
@@ -242,6 +244,22 @@ def test_interrupted_then_run_again_gives_the_same_bytes(
     code, text, _ = call(line)
     assert (code, "1 done before" in text) == (0, True)
     assert tree_digest(tmp_path / "cell.zarr") == tree_digest(sample / "cell.zarr")
+
+
+def test_ended_as_by_a_batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Contexts are left as after control-C, so that jobs are cancelled and keys removed."""
+    monkeypatch.setattr(
+        "cvdask.volume.phantom.build_levels",
+        lambda *_, **__: signal.raise_signal(signal.SIGTERM),
+    )
+    monkeypatch.setattr(sys, "argv", ["cvdask", *f"phantom {tmp_path}/c.zarr {SMALL}".split()])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 130
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,15 @@ def test_volumes_with_few_objects_are_left_out():
     assert "b has no volume" in none.note
 
 
+def test_a_group_without_spread_is_compared_without_warnings():
+    rng = np.random.default_rng(0)
+    alike = Group("a", tuple(volume(np.full(20, 0.1)) for _ in range(4)))
+    other = group("b", rng, 4, shift=1.0, between=0.3)
+    main = next(row for row in compare_pair(alike, other) if row.main)
+    expected = stats.ttest_1samp([v.mean for v in other.volumes], 0.1)
+    assert main.p == pytest.approx(expected.pvalue)
+
+
 def test_constant_measures_are_not_tested():
     same = Group("a", tuple(volume(np.full(20, 0.3)) for _ in range(3)))
     (row,) = compare_pair(same, Group("b", same.volumes), margin=0.1)

@@ -341,6 +341,12 @@ def test_batches_last_about_half_a_second(
     assert max(pool.batches) == largest
 
 
+def test_many_workers_get_longer_tasks(executor: ThreadPoolExecutor) -> None:
+    pool = CountingPool(executor, 250, block_seconds=0.1)
+    run(lambda block: None, plan(Grid((8000,), (1,))), client=pool)
+    assert max(pool.batches) == 20
+
+
 # Where work is wanted
 
 

@@ -124,6 +124,19 @@ def test_job_scripts(kind: str, lines: list[str], batch: ClusterOptions) -> None
 
 
 @pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize(
+    ("kind", "word"), [("slurm", " -t "), ("pbs", "walltime="), ("lsf", " -W ")]
+)
+def test_without_a_walltime_the_queue_decides(kind: str, word: str, batch: ClusterOptions) -> None:
+    with batch_cluster(kind, batch) as started:
+        assert word in started.job_script()
+    with batch_cluster(kind, replace(batch, walltime=None)) as started:
+        script = started.job_script()
+    assert word not in script
+    assert "--lifetime" not in script
+
+
+@pytest.mark.usefixtures("jobs")
 def test_keys_of_jobs_are_in_files_of_mine_alone(batch: ClusterOptions) -> None:
     with batch_cluster("slurm", batch) as started:
         script = started.job_script()
@@ -188,8 +201,16 @@ def test_jobs_work_over_tls_and_are_cancelled(batch: ClusterOptions, jobs: Path)
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_is_replaced(batch: ClusterOptions, jobs: Path) -> None:
-    options = replace(batch, cores=1, memory="1 GB", prologue=(), walltime="00:10:00")
+@pytest.mark.parametrize(("cores", "walltime"), [(1, "00:10:00"), (2, None)])
+def test_a_job_that_ends_is_replaced(
+    batch: ClusterOptions,
+    jobs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    walltime: str | None,
+) -> None:
+    monkeypatch.setattr(launch, "LOST_SECONDS", 1)
+    options = replace(batch, cores=cores, prologue=(), walltime=walltime)
     with connect("slurm", options=options) as pool:
         assert isinstance(pool, DaskPool)
         worker = pool.submit(os.getpid).result()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvdask.engine.ledger import Ledger, Record, standing
+from cvdask.engine.ledger import READ_AHEAD, Ledger, Record, standing
 from cvdask.volume.store import Level, read_manifest
 
 # Four layers of one shard each.
@@ -46,6 +46,23 @@ def test_markers_say_which_blocks(tmp_path: Path) -> None:
     ledger.clear()
     assert not ledger.done(9).any()
     assert list(ledger.records()) == []
+
+
+def test_some_markers_are_read_ahead_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(str(tmp_path), "0")
+    for number in range(0, 100, 2):
+        ledger.mark({number: {"n": number}})
+    read: list[str] = []
+    keep = Ledger._read
+    monkeypatch.setattr(Ledger, "_read", lambda own, name: (read.append(name), keep(own, name))[1])
+    records = ledger.records()
+    first, second = next(records), next(records)
+    assert len(read) <= READ_AHEAD + 2
+    rest = [record["block"] for record in records]
+    assert [first["block"], second["block"], *rest] == list(range(0, 100, 2))
+    assert len(read) == 50
 
 
 def test_manifests_have_a_line_for_every_shard(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cvdask.errors import DamagedData
-from cvdask.segmentation import model_file, predict
+from cvdask.segmentation import predict
 from cvdask.segmentation.forward import (
     Network,
     NetworkSettings,
@@ -19,8 +19,8 @@ from cvdask.segmentation.forward import (
 )
 from cvdask.segmentation.model_file import digest
 from cvdask.segmentation.predict import segment
-from cvdask.segmentation.quantise import check_openvino, load_quantised, to_openvino
-from cvdask.segmentation.unet import Architecture, fold, halo, stride
+from cvdask.segmentation.quantise import check_quantiser, load_quantised
+from cvdask.segmentation.unet import Architecture, halo, stride
 from cvdask.volume.store import Volume
 from tests.samples import write_sample
 from tests.segmentation.networks import TINY, texture, write_network
@@ -79,28 +79,6 @@ def test_blocks_and_batches_change_nothing(quantised):
     first = 64 - -(-reach // step) * step
     part = network.predict(IMAGES[:, :, first:])
     np.testing.assert_allclose(part[:, :, 64 - first :], whole[:, :, 64:], atol=1e-6)
-
-
-@pytest.mark.parametrize("preset", ["paper", "fast"])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_graph_is_the_network(tmp_path, preset, sign):
-    import openvino
-
-    small = Architecture(
-        n_classes=3, preset=preset, base_width=4, depth=2, n_dense=2 if preset == "paper" else None
-    )
-    write_network(tmp_path / "unet.keras", small)
-    model = fold(small, model_file.load(tmp_path / "unet.keras")[1])
-    for layer in model.layers:
-        if layer.name.endswith("_tlu"):
-            alpha, beta = layer.get_weights()
-            # One channel whose factor is not positive is enough for the other way to draw units.
-            beta[0] *= sign
-            layer.set_weights([alpha, beta])
-    image = np.random.default_rng(0).normal(size=(2, 24, 40, 1)).astype(np.float32)
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}
-    graph = openvino.Core().compile_model(to_openvino(small, model), "CPU", precise)
-    np.testing.assert_allclose(graph(image)[0], np.asarray(model(image)), atol=1e-5)
 
 
 @int8
@@ -231,7 +209,7 @@ def test_a_processor_without_it_uses_float32_and_says_so(sample, path, monkeypat
 def test_without_the_extra_it_is_refused_by_name(sample, path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ValueError, match=r"nncf.*cvdask\[int8\]"):
-        check_openvino()
+        check_quantiser()
     with pytest.raises(ValueError, match=r"cvdask\[int8\]"):
         segment(sample, path, precision="int8")
     assert not Path(sample.url, "labels").exists()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from cvdask.errors import DamagedData
 from cvdask.volume.objects import (
+    _delete_listed,
     delete_object,
     delete_tree,
     is_remote,
@@ -215,3 +219,31 @@ def test_traffic_of_threads_is_not_mixed(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert counted == {1: 20, 2: 40, 3: 60, 4: 80}
+
+
+def test_a_tree_of_a_bucket_is_deleted_and_nothing_beside_it() -> None:
+    store = MemoryStore()
+    inside = [f"a/{number:04d}" for number in range(2500)]
+    for key in (*inside, "ab/0", "b/a/0"):
+        store.put(key, b"x")
+    asyncio.run(_delete_listed(store, "a"))
+    assert sorted(one["path"] for one in store.list().collect()) == ["ab/0", "b/a/0"]
+
+
+def test_a_tree_that_somebody_else_deletes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    for number in range(5):
+        store.put(f"a/{number}", b"x")
+    keep, calls = obstore.delete_async, []
+
+    async def delete(store: MemoryStore, paths: list[str]) -> None:
+        calls.append(paths)
+        if len(calls) == 1:
+            await keep(store, paths[:2])
+            raise FileNotFoundError(paths[2])
+        await keep(store, paths)
+
+    monkeypatch.setattr(obstore, "delete_async", delete)
+    asyncio.run(_delete_listed(store, "a"))
+    assert store.list().collect() == []
+    assert [len(paths) for paths in calls] == [5, 3]
