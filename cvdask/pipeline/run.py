@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cvdask.engine.blockwise import peak_memory_bytes
-from cvdask.engine.cluster import check_client, connect
+from cvdask.engine.cluster import check_client, connect, machine_limits
 from cvdask.engine.cluster_options import STARTED
 from cvdask.engine.plan import Plan, Summary, size_text, watch_summaries
 from cvdask.errors import BlocksFailed
