@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import obstore.exceptions
+import obstore.store
 import pytest
 import tifffile
 from zarr.storage import ObjectStore
@@ -52,6 +55,16 @@ def work(sources: Path, store: str) -> np.ndarray:
     return open_slices(f"{store}/a.zarr", resolution=16).batch(0, 4).channels
 
 
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a client wait less for an answer, and before it asks again: a test needs no more."""
+    monkeypatch.setenv("AWS_TIMEOUT", "3 seconds")
+    short = {"init_backoff": timedelta(milliseconds=2), "max_backoff": timedelta(milliseconds=20)}
+    patient = obstore.store.from_url
+    hasty = partial(patient, retry_config={"max_retries": 10, "backoff": short})
+    monkeypatch.setattr(obstore.store, "from_url", hasty)
+    monkeypatch.setattr(objects_module, "WAITS_SECONDS", (0.002, 0.008, 0.032))
+
+
 def test_every_stage_leaves_the_same_bytes(
     bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,8 +72,7 @@ def test_every_stage_leaves_the_same_bytes(
     monkeypatch.setattr(ingest_module, "_shapes", lambda source, itemsize: shapes)
     write_sources(tmp_path)
     expected = work(tmp_path, str(tmp_path / "store"))
-    # A client waits half a minute for an answer. That is more than a test needs.
-    monkeypatch.setenv("AWS_TIMEOUT", "5 seconds")
+    be_impatient(monkeypatch)
     with unreliable_store(server, share=0.2) as (address, seen):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         open_store.cache_clear()

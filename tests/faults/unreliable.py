@@ -22,7 +22,7 @@ FAULTS = (
     "silence",  # nothing happens until the client gives up
 )
 # Each takes all the patience of a client.
-MOST_SILENT = 3
+MOST_SILENT = 2
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
 
