@@ -126,12 +126,15 @@ async def _ask(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
 
 
 def _broke_off(error: Exception) -> bool:
-    """Tell whether a connection broke, and obstore has not tried again already."""
+    """Tell whether a connection broke, and obstore has not tried again already.
+
+    Where the answer of a refusal breaks off, it gives up whatever number of times is left.
+    """
     text = str(error).partition("\n")[0]
     return (
         type(error).__module__.startswith("obstore")
         and "HTTP error" in text
-        and "max_retries" not in text
+        and ("max_retries" not in text or "body error" in text)
     )
 
 
@@ -149,6 +152,9 @@ class _CountingStore(WrapperStore[Any]):
         if traffic is not None:
             traffic.writes += 1
             traffic.bytes_written += len(value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await _ask(lambda: self._store.set_if_not_exists(key, value))
 
 
 def redact(url: str) -> str:
