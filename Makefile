@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test faults lint bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
@@ -24,6 +24,10 @@ demo: $(STAMP) ## go the whole way on a synthetic cell under demo/, in a quarter
 
 test: $(STAMP) ## run every test and the examples in the docstrings
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: $(STAMP) ## kill stages at a hundred random moments, and run every long test of faults
+	$(BIN)/python -m tests.faults.kill_points $(FAULTS_ARGS)
+	$(BIN)/python -m pytest -m slow tests/faults tests/fuzz
 
 lint: $(STAMP) ## check rules, format and type hints
 	$(BIN)/ruff check .

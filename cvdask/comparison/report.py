@@ -124,7 +124,23 @@ def report(
 
 
 def page(comparison: Comparison, title: str | None = None) -> str:
-    """Return the page as text; equal comparisons give equal pages."""
+    """Return the page as text; equal comparisons give equal pages.
+
+    Raises
+    ------
+    DamagedData
+        When the folder does not hold what :func:`cvdask.comparison.compare.compare` writes.
+    """
+    try:
+        return _page(comparison, title)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DamagedData(
+            f"{redact(comparison.url)} is damaged, or of another version: {error!r}. Run cvdask "
+            f"compare again, with --overwrite"
+        ) from error
+
+
+def _page(comparison: Comparison, title: str | None) -> str:
     groups = comparison.summary["groups"]
     title = title or " and ".join(groups)
     style = files("cvdask.comparison").joinpath("page.css").read_text("utf-8")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,11 @@ from cvdask.volume.objects import (
     list_objects,
     normalize_url,
     object_exists,
+    read_json,
     read_object,
     redact,
 )
+from cvdask.volume.parquet import read_table, table_metadata
 from cvdask.volume.store import Volume, open_volume, volume_digest
 
 if TYPE_CHECKING:
@@ -117,12 +118,7 @@ class Table:
 
     def metadata(self) -> dict[str, Any]:
         """Return what cvdask has written of the table; empty where it has not."""
-        text = (self.schema().metadata or {}).get(b"cvdask", b"{}")
-        try:
-            found = json.loads(text)
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        return table_metadata(self.schema())
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield rows of some columns, in order, a batch at a time.
@@ -163,17 +159,15 @@ class Table:
 
     def _dataset(self, key: str) -> Any:
         import pyarrow
-        import pyarrow.dataset
-        import pyarrow.parquet
+        import pyarrow.dataset as dataset
 
         try:
             if is_remote(self.url):
-                data = read_object(self.url, key) or b""
-                return pyarrow.dataset.dataset(pyarrow.parquet.read_table(io.BytesIO(data)))
+                return dataset.dataset(read_table(self.url, key))
+            checked = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+            kind = dataset.ParquetFileFormat(default_fragment_scan_options=checked)
             # A folder may be parted by class, whose name then stands in the path.
-            return pyarrow.dataset.dataset(
-                Path(self.url) / key, format="parquet", partitioning="hive"
-            )
+            return dataset.dataset(Path(self.url) / key, format=kind, partitioning="hive")
         except (pyarrow.ArrowException, OSError) as error:
             raise DamagedData(f"{redact(self.url)}/{key} is no table: {error}") from error
 
@@ -192,6 +186,8 @@ def open_table(url: str, name: str) -> Table | None:
     ------
     ValueError
         When its stage has begun and not ended.
+    DamagedData
+        When parts of it are gone.
     """
     if object_exists(url, name):
         return Table(url, (name,))
@@ -207,6 +203,13 @@ def open_table(url: str, name: str) -> Table | None:
             f"{redact(url)}/{name} is not complete: its stage has begun and not ended. Run the "
             f"same command again; it goes on where it was"
         )
+    if f"{name}/{COMPLETE}" in keys:
+        n_parts = (read_json(url, f"{name}/{COMPLETE}") or {}).get("n_parts", len(table.keys))
+        if n_parts != len(table.keys):
+            raise DamagedData(
+                f"{redact(url)}/{name} had {n_parts} parts, and has {len(table.keys)}. Make it "
+                f"again with --overwrite"
+            )
     return table
 
 

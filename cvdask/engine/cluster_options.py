@@ -238,7 +238,7 @@ def read_options(environment: Mapping[str, str] = os.environ) -> ClusterOptions:
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML file: {error}") from error
     table = content.get("cluster")
     if not isinstance(table, dict):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cvdask.errors import DamagedData
 from cvdask.volume.objects import (
     delete_tree,
     list_objects,
@@ -160,7 +161,13 @@ class Ledger:
 
     def _read(self, name: str) -> list[Record]:
         data = read_object(self.url, f"{self._prefix}/{name}") or b""
-        return [json.loads(line) for line in data.decode().splitlines()]
+        try:
+            return [json.loads(line) for line in data.decode().splitlines()]
+        except (ValueError, RecursionError) as error:
+            raise DamagedData(
+                f"{redact(self.url)}/{self._prefix}/{name} is damaged: {error}. Run the same "
+                f"command with --overwrite"
+            ) from error
 
 
 def standing(

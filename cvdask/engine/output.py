@@ -121,16 +121,36 @@ def fill(
     """
     levels = [volume.levels[level] for volume in volumes]
     main = volumes[0]
-    sealed = read_attributes(main.url, labels=_label_name(main)).get("digests", {})
-    if levels[0].path in sealed:
+    ledger = Ledger(main.url, levels[0].path)
+    if is_sealed(main, level):
         sweep(volumes, [])
-        Ledger(main.url, levels[0].path).clear()
+        ledger.clear()
         summary = Summary(plan.stage, len(plan.grid), n_resumed=len(plan.grid))
         note_summary(summary)
         return summary
-    ledger = Ledger(main.url, levels[0].path)
     summary = run(function, plan, ledger=ledger, **where)
     sweep(volumes, levels)
+    # Another client may have come to the end first, and have cleared markers of blocks that this
+    # one did: what it has sealed is whole, what could be sealed now would not be.
+    if not is_sealed(main, level):
+        _seal(volumes, levels, ledger, remember)
+    ledger.clear()
+    return summary
+
+
+def is_sealed(volume: Volume, level: int = 0) -> bool:
+    """Tell whether a level is written to its last block and its manifest is recorded."""
+    own = read_attributes(volume.url, labels=_label_name(volume))
+    return volume.levels[level].path in own.get("digests", {})
+
+
+def _seal(
+    volumes: Sequence[Volume],
+    levels: Sequence[Level],
+    ledger: Ledger,
+    remember: Callable[[Iterator[Record]], Mapping[str, Any]] | None,
+) -> None:
+    """Record what was written, one level of each volume."""
     digests = ledger.seal(levels)
     remembered = dict(remember(ledger.records())) if remember else {}
     # The first volume last: it is the one that tells a later run that all are sealed.
@@ -138,10 +158,8 @@ def fill(
         update_attributes(
             volume,
             digests={written.path: digests[written.path]},
-            **(remembered if volume is main else {}),
+            **(remembered if volume is volumes[0] else {}),
         )
-    ledger.clear()
-    return summary
 
 
 def sweep(volumes: Sequence[Volume], levels: Sequence[Level]) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from cvdask import __version__
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger
-from cvdask.engine.output import begin, fill
+from cvdask.engine.output import begin, fill, is_sealed
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.morphometry.block_objects import paint
 from cvdask.morphometry.partials import KEY, N_VOXELS
@@ -51,7 +51,6 @@ from cvdask.volume.store import (
     describe,
     open_volume,
     publish,
-    read_attributes,
     update_attributes,
     volume_digest,
     write_box,
@@ -176,12 +175,14 @@ def label(
     if dry_run:
         return plans
     if state == "complete":
+        # What another client has left that came late to the same output.
+        delete_tree(output.url, f"{output.group}/{SCRATCH.partition('/')[0]}")
+        Ledger(output.url, output.levels[0].path).clear()
         return open_volume(output.url, labels=output.name)
     with connect(client, workers=workers) as pool:
         check_plans(plans, pool.slots, pool.worker_bytes)
         begin([output], provenance, **ways)
-        attributes = read_attributes(output.url, labels=output.name)
-        if output.levels[0].path not in attributes.get("digests", {}):
+        if not is_sealed(output):
             survey = carry_out(survey, pool, partial(number_part, min_voxels))
             numbers = numbering(survey)
             update_attributes(output, objects=numbers.totals[1], small_objects=numbers.n_small)

@@ -35,7 +35,7 @@ from cvdask.compiled import compiled
 from cvdask.engine.blockwise import run
 from cvdask.engine.cluster import connect
 from cvdask.engine.ledger import Ledger
-from cvdask.engine.output import begin, fill
+from cvdask.engine.output import begin, fill, is_sealed
 from cvdask.engine.plan import Plan, check_plans
 from cvdask.volume.boxes import AXES, Block, Box, Grid
 from cvdask.volume.classes import (
@@ -259,6 +259,9 @@ def density(
     if dry_run:
         return plans
     if state == "complete":
+        # What another client has left that came late to the same output.
+        delete_tree(output.url, SCRATCH.partition("/")[0])
+        Ledger(output.url, output.levels[0].path).clear()
         return open_volume(output.url)
     effective = _effective_sizes(job)
     notices = _rounding(effective, sizes)
@@ -267,10 +270,12 @@ def density(
     with connect(client, workers=workers) as pool:
         check_plans(plans, pool.slots, pool.worker_bytes)
         begin([output], provenance, **ways)
-        if output.levels[0].path not in read_attributes(output.url).get("digests", {}):
+        if not is_sealed(output):
             ledger = Ledger(output.url, SCRATCH)
             run(partial(_count_block, job), plans[0], ledger=ledger, client=pool)
-            update_attributes(output, n_voxels=_total(ledger))
+            # Another client that came to the end first has recorded it, and cleared the markers.
+            if "n_voxels" not in read_attributes(output.url):
+                update_attributes(output, n_voxels=_total(ledger))
         fill([output], plans[1], partial(_window_block, job), client=pool)
     delete_tree(output.url, SCRATCH.partition("/")[0])
     late = _empty_notices(read_attributes(output.url)["n_voxels"], job, classes)

@@ -80,8 +80,14 @@ def existing_table(parent: str, name: str, scratch: str) -> Mapping[str, Any] | 
 
 
 def complete_parts(parent: str, name: str, metadata: Mapping[str, Any]) -> None:
-    """Say that all parts of a folder are there."""
-    write_json(parent, f"{name}/{COMPLETE}", metadata)
+    """Say that all parts of a folder are there, and how many."""
+    n_parts = len(_parts(parent, name))
+    write_json(parent, f"{name}/{COMPLETE}", {**metadata, "n_parts": n_parts})
+
+
+def _parts(parent: str, name: str) -> tuple[str, ...]:
+    keys = sorted(list_objects(parent, f"{name}/"))
+    return tuple(key for key in keys if key.endswith(".parquet"))
 
 
 def delete_table(parent: str, name: str) -> None:
@@ -148,10 +154,18 @@ def open_table(parent: str, name: str) -> Table:
     ------
     FileNotFoundError
         When there is none, or its parts are not complete.
+    DamagedData
+        When parts are gone.
     """
-    if object_exists(parent, f"{name}/{COMPLETE}"):
-        keys = sorted(list_objects(parent, f"{name}/"))
-        parts = tuple(key for key in keys if key.endswith(".parquet"))
+    whole = read_json(parent, f"{name}/{COMPLETE}")
+    if whole is not None:
+        parts = _parts(parent, name)
+        # Tables of earlier versions do not say how many.
+        if not parts or len(parts) != whole.get("n_parts", len(parts)):
+            raise DamagedData(
+                f"{redact(parent)}/{name} had {whole.get('n_parts', 'some')} parts, and has "
+                f"{len(parts)}. Make it again with --overwrite"
+            )
         return Table(parent, name, parts)
     if not object_exists(parent, name):
         raise FileNotFoundError(f"there is no complete table at {redact(parent)}/{name}")

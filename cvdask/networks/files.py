@@ -2,7 +2,8 @@
 
 1. :func:`network_path` says where a network is written to, or why it cannot be.
 2. :func:`existing_record` reads what an earlier run has left there.
-3. :func:`write_json_file` replaces a file at once: who reads it sees the old one or the new one,
+3. :func:`read_array_file` reads the arrays of a state, or says that they are damaged.
+4. :func:`write_json_file` replaces a file at once: who reads it sees the old one or the new one,
    never half of one.
 """
 
@@ -14,7 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cvdask.volume.objects import is_remote, redact
+import numpy as np
+
+from cvdask.errors import DamagedData
+from cvdask.volume.objects import is_remote, read_json, redact
 
 
 def network_path(out: str | os.PathLike[str]) -> Path:
@@ -43,10 +47,41 @@ def existing_record(record: Path, out: Path) -> dict[str, Any] | None:
         The run record.
     out : Path
         The network, which may lie there without one.
+
+    Raises
+    ------
+    DamagedData
+        When the record cannot be read.
     """
-    if record.exists():
-        return dict(json.loads(record.read_text()))
-    return {} if out.exists() else None
+    found = read_json(os.fspath(record.parent), record.name)
+    if found is None and out.exists():
+        return {}
+    return found
+
+
+def read_array_file(path: Path) -> dict[str, np.ndarray]:
+    """Read what ``numpy.savez`` has written; nothing is unpickled.
+
+    Raises
+    ------
+    DamagedData
+        When it is no archive of arrays, or not what was written.
+    OSError
+        When the machine fails.
+    """
+    try:
+        # NumPy leaves a file open that turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            if not isinstance(saved, np.lib.npyio.NpzFile):
+                raise ValueError("it is no archive of arrays")
+            held = {name: saved[name] for name in saved.files}
+        if not all(isinstance(one, np.ndarray) for one in held.values()):
+            raise ValueError("it holds what is no array")
+        return held
+    except Exception as error:  # archives and arrays raise whatever a damaged field leads to
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedData(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def write_json_file(path: Path, value: Mapping[str, Any]) -> None:

@@ -114,6 +114,11 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         When it is no TOML, or anything in it is unknown, of the wrong kind, or contradicts another.
         Each fault has its line.
     """
+    if is_remote(os.fspath(path)):
+        raise ValueError(
+            f"a config is a file on this machine. Received: {redact(os.fspath(path))}. Copy it "
+            f"here first"
+        )
     file = Path(path)
     try:
         text = file.read_text("utf-8")
@@ -125,7 +130,7 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         raise ValueError(f"{file}: a config is a text in UTF-8: {error}") from error
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not a TOML file: {error}") from error
     reading = _Reading(file, find_lines(text))
     config = reading.config(tables)

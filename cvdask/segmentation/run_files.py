@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.networks.files import network_path
+from cvdask.errors import DamagedData
+from cvdask.networks.files import network_path, read_array_file
 
 
 @dataclass(frozen=True)
@@ -155,33 +156,42 @@ def load_state(path: Path, fold: int, arrays: Mapping[str, Sequence[Any]]) -> Fo
     Raises
     ------
     ValueError
-        When the file does not hold the variables of this network and optimizer.
+        When the file is damaged, or does not hold the variables of this network and optimizer.
     """
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as saved:
+    try:
+        saved = read_array_file(path)
         state = FoldState(**json.loads(saved["state"].tobytes()))
-        if state.fold != fold:
-            return None
-        for kind, variables in arrays.items():
-            for i, variable in enumerate(variables):
-                name = f"{kind}{i}"
-                value = saved[name] if name in saved else np.zeros(0)
-                if value.shape != tuple(variable.shape):
-                    raise ValueError(
-                        f"{path} must hold the variables of the training that goes on. Received "
-                        f"for {variable.path}: shape {value.shape} instead of "
-                        f"{tuple(variable.shape)}. Remove the file to start the fold over"
-                    )
-                variable.assign(value)
+    except (DamagedData, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no state of a training: {error!r}. Remove the file to start the fold "
+            f"over"
+        ) from error
+    if state.fold != fold:
+        return None
+    for kind, variables in arrays.items():
+        for i, variable in enumerate(variables):
+            value = saved.get(f"{kind}{i}", np.zeros(0))
+            if value.shape != tuple(variable.shape):
+                raise ValueError(
+                    f"{path} must hold the variables of the training that goes on. Received "
+                    f"for {variable.path}: shape {value.shape} instead of "
+                    f"{tuple(variable.shape)}. Remove the file to start the fold over"
+                )
+            variable.assign(value)
     return state
 
 
 def rewrite_log(path: Path, fold: int, records: Sequence[Mapping[str, Any]]) -> None:
     """Leave the lines of earlier folds and these of this fold, none that a kill left behind."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A kill can cut the last line in two.
-    earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["fold"] < fold]
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A kill can cut the last line in two.
+        whole = [line for line in lines if line.endswith("\n")]
+        earlier = [line for line in whole if json.loads(line)["fold"] < fold]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Remove it to go on without it") from error
     text = "".join(earlier) + "".join(json.dumps(record) + "\n" for record in records)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from cvdask.networks.files import network_path
+from cvdask.errors import DamagedData
+from cvdask.networks.files import network_path, read_array_file
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def load_state(
             continue
         try:
             found = _read(path, shapes)
-        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, DamagedData, TypeError) as error:
             faults.append(f"{path.name}: {error}")
             continue
         if faults:
@@ -178,15 +178,11 @@ def load_state(
 def _read(
     path: Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Standing, dict[str, np.ndarray]]:
-    # NumPy leaves a file open that turns out to be no archive.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-        if not isinstance(saved, np.lib.npyio.NpzFile):
-            raise ValueError("it is no archive of arrays")
-        names = {"standing", "digest", *shapes}
-        if set(saved.files) != names:
-            raise ValueError(f"it holds other arrays: {sorted(set(saved.files) ^ names)}")
-        held = {name: saved[name] for name in ("standing", *shapes)}
-        digest = saved["digest"].tobytes()
+    held = read_array_file(path)
+    names = {"standing", "digest", *shapes}
+    if set(held) != names:
+        raise ValueError(f"it holds other arrays: {sorted(set(held) ^ names)}")
+    digest = held.pop("digest").tobytes()
     if digest != _digest(held):
         raise ValueError("its digest is another than that of its arrays")
     for name, shape in shapes.items():

@@ -12,13 +12,14 @@ import contextlib
 import contextvars
 import json
 import os
+import random
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from zarr.abc.store import RangeByteRequest, SuffixByteRequest
@@ -27,6 +28,11 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, WrapperStore
 
 from cvdask.errors import DamagedData
+
+_Answer = TypeVar("_Answer")
+
+# At most, before a request is made again.
+WAITS_SECONDS = (0.1, 0.4, 1.6)
 
 
 @dataclass
@@ -100,22 +106,55 @@ def _as_os_errors() -> Iterator[None]:
         raise OSError(re.sub(r"\?\S*", "", str(error).partition("\n")[0])) from None
 
 
+async def _ask(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Make a request of a store, and again where its answer broke off.
+
+    All our requests leave the same when they are made twice. obstore tries again what is refused
+    and what does not begin, but neither answers that end early nor requests that it cannot know to
+    be repeatable.
+    """
+    for wait in (*WAITS_SECONDS, None):
+        try:
+            return await request()
+        except Exception as error:
+            if wait is None or not _broke_off(error):
+                with _as_os_errors():
+                    raise
+        # Drawn, so that many workers do not come back at the same time.
+        await asyncio.sleep(random.uniform(0, wait))
+    raise AssertionError("the last wait is None")
+
+
+def _broke_off(error: Exception) -> bool:
+    """Tell whether a connection broke, and obstore has not tried again already.
+
+    Where the answer of a refusal breaks off, it gives up whatever number of times is left.
+    """
+    text = str(error).partition("\n")[0]
+    return (
+        type(error).__module__.startswith("obstore")
+        and "HTTP error" in text
+        and ("max_retries" not in text or "body error" in text)
+    )
+
+
 class _CountingStore(WrapperStore[Any]):
     """Count bytes and requests into the :class:`Traffic` of the calling context."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Buffer | None:
-        with _as_os_errors():
-            value = await self._store.get(key, prototype, byte_range)
+        value = await _ask(lambda: self._store.get(key, prototype, byte_range))
         count_read(0 if value is None else len(value))
         return value
 
     async def set(self, key: str, value: Buffer) -> None:
-        with _as_os_errors():
-            await self._store.set(key, value)
+        await _ask(lambda: self._store.set(key, value))
         traffic = _traffic.get()
         if traffic is not None:
             traffic.writes += 1
             traffic.bytes_written += len(value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await _ask(lambda: self._store.set_if_not_exists(key, value))
 
 
 def redact(url: str) -> str:
@@ -232,8 +271,8 @@ def read_object(url: str, key: str) -> bytes | None:
 
 def object_exists(url: str, key: str) -> bool:
     """Tell whether something is stored under a key."""
-    with _as_os_errors():
-        return bool(sync(open_store(normalize_url(url)).exists(key)))
+    store = open_store(normalize_url(url))
+    return bool(sync(_ask(lambda: store.exists(key))))
 
 
 def write_object(url: str, key: str, data: bytes | memoryview) -> None:
@@ -292,8 +331,8 @@ def _write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 def delete_object(url: str, key: str) -> None:
     """Delete one key; nothing happens where it is absent."""
-    with _as_os_errors():
-        sync(open_store(normalize_url(url)).delete(key))
+    store = open_store(normalize_url(url))
+    sync(_ask(lambda: store.delete(key)))
 
 
 def list_objects(url: str, prefix: str) -> Iterator[str]:
@@ -305,20 +344,17 @@ def list_objects(url: str, prefix: str) -> Iterator[str]:
     async def collect() -> list[str]:
         return [key async for key in open_store(normalize_url(url)).list_prefix(prefix)]
 
-    with _as_os_errors():
-        keys = sync(collect())
+    keys = sync(_ask(collect))
     yield from (key for key in keys if is_remote(url) or not key.endswith(".partial"))
 
 
 def delete_tree(url: str, prefix: str = "") -> None:
     """Delete every object below a prefix of the store, directories included."""
     store = open_store(normalize_url(url))
-    with _as_os_errors():
-        sync(
-            _delete_listed(store._store.store, prefix)
-            if is_remote(url)
-            else store.delete_dir(prefix)
-        )
+    if is_remote(url):
+        sync(_ask(lambda: _delete_listed(store._store.store, prefix)))
+    else:
+        sync(_ask(lambda: store.delete_dir(prefix)))
 
 
 async def _delete_listed(store: Any, prefix: str) -> None:
@@ -351,7 +387,7 @@ def read_json(url: str, key: str) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedData(f"{redact(url)}/{key} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise DamagedData(

@@ -51,5 +51,9 @@ def read_table(parent: str, name: str, columns: Sequence[str] | None = None) -> 
 
 
 def table_metadata(schema: pa.Schema) -> dict[str, Any]:
-    """Return what a table says of itself: provenance, warnings, sizes."""
-    return dict(json.loads((schema.metadata or {}).get(b"cvdask", b"{}")))
+    """Return what a table says of itself: provenance, warnings, sizes; empty where it does not."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"cvdask", b"{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

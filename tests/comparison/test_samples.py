@@ -12,6 +12,7 @@ import pytest
 from cvdask.comparison.samples import OBJECTS, open_groups, open_table
 from cvdask.errors import DamagedData
 from cvdask.volume.ensemble import create_ensemble, publish_ensemble
+from cvdask.volume.parquet import write_table as write_checked_table
 from cvdask.volume.store import volume_digest
 from tests.comparison.cells import objects, write_cell, write_cells, write_table
 
@@ -159,6 +160,22 @@ def test_a_damaged_table_is_named(tmp_path: Path, columns: dict):
     assert table is not None
     with pytest.raises(DamagedData, match=r"objects\.parquet is no table"):
         table.schema()
+
+
+def test_flipped_bytes_of_a_table_are_found(tmp_path: Path, columns: dict):
+    write_checked_table(str(tmp_path), "objects.parquet", pa.table(columns))
+    path = tmp_path / "objects.parquet"
+    good = path.read_bytes()
+    table = open_table(str(tmp_path), "objects.parquet")
+    assert table is not None
+    expected = pa.Table.from_batches(table.batches(["label"]))
+    described = int.from_bytes(good[-8:-4], "little") + 8
+    for place in range(40, len(good) - described, 97):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+        try:
+            assert pa.Table.from_batches(table.batches(["label"])).equals(expected), place
+        except DamagedData:
+            continue
 
 
 def test_what_a_table_says_of_itself(tmp_path: Path, columns: dict):

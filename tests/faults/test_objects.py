@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import obstore.exceptions
 import pytest
-from moto.server import ThreadedMotoServer
 from zarr.storage import ObjectStore
 
 from cvdask.engine.ledger import Ledger
@@ -44,55 +42,16 @@ from cvdask.volume.objects import (
 from cvdask.volume.phantom import phantom
 from cvdask.volume.store import Volume, open_volume
 from cvdask.volume.verify import Verification, verify
+from tests.faults.buckets import assert_no_secret, bucket, everything, server
 from tests.samples import random_voxels, write_sample
 from tests.synthesis.test_generate import tiny_gan
 from tests.trees import tree_digest
 
+__all__ = ["bucket", "server"]  # fixtures
+
 pytestmark = pytest.mark.faults
 
-SECRETS = {
-    "AWS_ACCESS_KEY_ID": "AKIAHUNTER2HUNTER2",
-    "AWS_SECRET_ACCESS_KEY": "hunter2/secret+hunter2/secret",
-    "AWS_SESSION_TOKEN": "hunter2-token-hunter2",
-}
 OPTIONS: dict[str, Any] = {"size_um": (3.5, 4.0, 4.5), "voxel_nm": 50.0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
-@pytest.fixture
-def bucket(
-    server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """An empty bucket of its own, reached through the environment as a user would."""
-    for name, value in SECRETS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    name = f"bucket-{abs(hash(request.node.nodeid))}"
-    boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket=name)
-    open_store.cache_clear()
-    yield f"s3://{name}"
-    open_store.cache_clear()
-
-
-def assert_no_secret(*texts: object) -> None:
-    for text in texts:
-        data = text if isinstance(text, bytes) else str(text).encode()
-        for secret in SECRETS.values():
-            assert secret.encode() not in data
-
-
-def everything(url: str) -> dict[str, bytes | None]:
-    return {key: read_object(url, key) for key in sorted(list_objects(url, ""))}
 
 
 # Buckets

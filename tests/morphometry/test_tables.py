@@ -69,7 +69,8 @@ def test_a_folder_of_parts(tmp_path):
     with pytest.raises(FileNotFoundError, match="no complete table"):
         open_table(parent, "t.parquet")
     complete_parts(parent, "t.parquet", PROVENANCE)
-    assert existing_table(parent, "t.parquet", SCRATCH) == {**PROVENANCE, "state": "complete"}
+    known = {**PROVENANCE, "n_parts": 2, "state": "complete"}
+    assert existing_table(parent, "t.parquet", SCRATCH) == known
     (tmp_path / "t.parquet/part-00002.0123.partial").write_bytes(b"half")
     table = open_table(parent, "t.parquet")
     assert table.to_pandas().label.tolist() == [0, 1, 2, 3]
@@ -102,6 +103,17 @@ def test_damage_is_an_error(tmp_path):
         Path(tmp_path, "t.parquet").write_bytes(bad)
         with pytest.raises(DamagedData, match=r"t\.parquet"):
             read_table(parent, "t.parquet")
+
+
+def test_a_part_that_is_gone_is_an_error(tmp_path):
+    parent = str(tmp_path)
+    for part in (0, 1):
+        write_table(parent, f"t.parquet/part-{part}.parquet", some_rows(part))
+    complete_parts(parent, "t.parquet", PROVENANCE)
+    for part, left in ((1, 1), (0, 0)):
+        Path(tmp_path, f"t.parquet/part-{part}.parquet").unlink()
+        with pytest.raises(DamagedData, match=rf"t\.parquet had 2 parts, and has {left}"):
+            open_table(parent, "t.parquet")
 
 
 def test_every_flipped_byte_of_the_data_is_found(tmp_path):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cvdask.volume.array_metadata import check_array_metadata
 from cvdask.volume.boxes import Box
 from cvdask.volume.sources.ifd import chosen_channel
 from cvdask.volume.sources.source import (
@@ -254,6 +255,23 @@ def _clean(dataset: str, where: str) -> str:
     return "/".join(parts)
 
 
+@contextmanager
+def _refusing(path: str, kind: str) -> Iterator[None]:
+    """Refuse what a parser of metadata stumbles over: it raises whatever a corrupt value leads to.
+
+    Failures of the machine are left as they are.
+    """
+    try:
+        yield
+    except (SourceError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"{path}: the {kind} metadata cannot be read: {type(error).__name__}: {error}. Copy it "
+            "again, or choose another array with dataset="
+        ) from error
+
+
 def _tree_files(path: str) -> tuple[str, int]:
     """Return fingerprint and bytes of all files below a folder."""
     total = 0
@@ -411,20 +429,21 @@ def examine_zarr(path: str, dataset: str | None, channel: int | None) -> Source:
     SourceError
         As :func:`cvdask.volume.sources.examine`.
     """
-    name = _zarr_array_name(path, _clean(dataset or "", path))
-    array, view, voxel_size = _open_zarr(path, name, channel)
-    return _describe(
-        "zarr",
-        path,
-        name,
-        view,
-        array.shape,
-        array.chunks,
-        np.dtype(array.dtype),
-        channel,
-        voxel_size,
-        _tree_files(os.path.join(path, name)),
-    )
+    with _refusing(path, "zarr"):
+        name = _zarr_array_name(path, _clean(dataset or "", path))
+        array, view, voxel_size = _open_zarr(path, name, channel)
+        return _describe(
+            "zarr",
+            path,
+            name,
+            view,
+            array.shape,
+            array.chunks,
+            np.dtype(array.dtype),
+            channel,
+            voxel_size,
+            _tree_files(os.path.join(path, name)),
+        )
 
 
 def read_zarr(source: Source, box: Box, out: npt.NDArray, reasons: dict[int, str]) -> None:
@@ -485,6 +504,10 @@ def _open_zarr(
     where = f"{path}, array {name!r}"
     _refuse_pickle(array.metadata.to_dict(), where)
     native_dtype(np.dtype(array.dtype), where)
+    if array.shards is not None:  # their tables are read whole
+        from cvdask.volume.objects import read_json  # late: it loads zarr
+
+        check_array_metadata(where, read_json(os.path.join(path, name), "zarr.json") or {})
     group, _, last = name.rpartition("/")
     image = None
     if name:
@@ -558,24 +581,25 @@ def examine_n5(path: str, dataset: str | None, channel: int | None) -> Source:
     SourceError
         As :func:`cvdask.volume.sources.examine`.
     """
-    name = _clean(dataset or "", path)
-    if not name and not _n5_attributes(path).get("dimensions"):
-        name = _the_one(list(_n5_volumes(path)), path)
-    attributes = _n5_attributes(os.path.join(path, name))
-    array, view = _open_n5(path, name, channel)
-    chunks = array.chunk_layout.read_chunk.shape[::-1]
-    return _describe(
-        "n5",
-        path,
-        name,
-        view,
-        array.shape[::-1],
-        chunks,
-        np.dtype(array.dtype.numpy_dtype),
-        channel,
-        _n5_voxel_size(attributes),
-        _tree_files(os.path.join(path, name)),
-    )
+    with _refusing(path, "N5"):
+        name = _clean(dataset or "", path)
+        if not name and not _n5_attributes(path).get("dimensions"):
+            name = _the_one(list(_n5_volumes(path)), path)
+        attributes = _n5_attributes(os.path.join(path, name))
+        array, view = _open_n5(path, name, channel)
+        chunks = array.chunk_layout.read_chunk.shape[::-1]
+        return _describe(
+            "n5",
+            path,
+            name,
+            view,
+            array.shape[::-1],
+            chunks,
+            np.dtype(array.dtype.numpy_dtype),
+            channel,
+            _n5_voxel_size(attributes),
+            _tree_files(os.path.join(path, name)),
+        )
 
 
 def read_n5(source: Source, box: Box, out: npt.NDArray, reasons: dict[int, str]) -> None:
@@ -625,7 +649,7 @@ def _n5_attributes(folder: str) -> dict[str, Any]:
             attributes = json.loads(file.up_to(0, 16 << 20))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{folder}: attributes.json must be JSON. Received: {error}") from error
     return attributes if isinstance(attributes, dict) else {}
 

@@ -46,6 +46,9 @@ from cvdask.volume.sources.source import (
 # A gzipped volume above this is unpacked by every worker process for a part of an hour.
 MAX_GZIP_BYTES = 4 << 30
 
+# Bytes behind the voxels of a gzipped volume: none are usual.
+MOST_BEHIND = 1 << 20
+
 _IMOD_STAMP = 1146047817  # "IMOD" as IMOD writes it into its headers
 
 
@@ -137,7 +140,10 @@ def read_raw(source: Source, box: Box, out: npt.NDArray, reasons: dict[int, str]
         demand_unchanged(source, found)
         layout = _known_layout(source.path, source.kind, found)
         if layout.zipped:
-            _read_slices(_unpacked(source.path, source.kind, found).file, layout, box, out, reasons)
+            unpacked = _unpacked(source.path, source.kind, found)
+            if unpacked.fault:
+                reasons.update(dict.fromkeys(range(box.start[0], box.stop[0]), unpacked.fault))
+            _read_slices(unpacked.file, layout, box, out, reasons)
         else:
             _read_slices(file, layout, box, out, reasons)
 
@@ -345,9 +351,13 @@ def _demand_small(layout: RawLayout, stored: int, path: str) -> None:
 
 
 class _Unpacked:
-    """A gzipped file in a temporary file without a name, closed with this object."""
+    """A gzipped file in a temporary file without a name, closed with this object.
+
+    ``fault`` says why none of it can be believed; empty where it can.
+    """
 
     def __init__(self, path: str, n_bytes: int) -> None:
+        self.fault = ""
         descriptor, name = tempfile.mkstemp(prefix="cvdask-")
         os.unlink(name)
         weakref.finalize(self, os.close, descriptor)
@@ -356,9 +366,16 @@ class _Unpacked:
                 # read1: an ordinary read throws away what it had when the file breaks off.
                 while n_bytes and (data := packed.read1(min(n_bytes, 1 << 18))):
                     n_bytes -= target.write(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile):
+                # The checksum stands behind the last byte, and is compared when that was read.
+                if len(packed.read(MOST_BEHIND + 1)) > MOST_BEHIND:
+                    self.fault = "the gzip file holds more than its header declares: one is wrong"
+        except EOFError:
             # What came out before the break is good; the slices behind it are reported.
             pass
+        except (zlib.error, gzip.BadGzipFile) as error:
+            # Which bytes were changed is not known. What follows a whole file is no part of it.
+            if n_bytes or "Not a gzipped file" not in str(error):
+                self.fault = f"the gzip file is damaged: {error}"
         self.file = FileBytes(descriptor)
 
 

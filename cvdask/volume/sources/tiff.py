@@ -263,7 +263,7 @@ def _truncated_shape(text: str) -> int:
         if not described.get("truncated"):
             return 0
         return int(np.prod([int(v) for v in described["shape"][:-2]], dtype=object))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return 0
 
 

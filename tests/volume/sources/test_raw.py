@@ -225,6 +225,28 @@ def test_a_gzipped_volume_that_breaks_off(tmp_path: Path):
         np.testing.assert_array_equal(part[z], 0 if z in reasons else voxels[z])
 
 
+def test_a_gzipped_volume_is_what_its_checksum_says(tmp_path: Path):
+    voxels = np.random.default_rng(0).integers(0, 255, (2, 40, 50)).astype("u1")
+    path = write_nifti(tmp_path / "a.nii.gz", voxels)
+    whole(path.rename(tmp_path / "b.nii.gz"))
+    good = (tmp_path / "b.nii.gz").read_bytes()
+    for place in (len(good) // 2, len(good) - 6):
+        changed = bytearray(good)
+        changed[place] ^= 4
+        path = tmp_path / f"{place}.nii.gz"
+        path.write_bytes(changed)
+        _, reasons = read(examine(path), Box((0, 0, 0), (2, 40, 50)))
+        assert set(reasons) == {0, 1}
+    shorter = bytearray(gzip.decompress(good))
+    shorter[46] = 1  # one slice, says the header; the checksum is that of two
+    packed = bytearray(gzip.compress(shorter))
+    packed[-8:-4] = good[-8:-4]
+    (tmp_path / "d.nii.gz").write_bytes(packed)
+    assert read(examine(tmp_path / "d.nii.gz"), Box((0, 0, 0), (1, 40, 50)))[1].keys() == {0}
+    (tmp_path / "c.nii.gz").write_bytes(good + b"thesis")
+    np.testing.assert_array_equal(whole(tmp_path / "c.nii.gz")[1], voxels)
+
+
 def test_a_gzipped_volume_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     unpacked = []
     original = raw._Unpacked
