@@ -367,13 +367,11 @@ def _batch_client(kind: str, options: ClusterOptions) -> Iterator[Client]:
 def batch_cluster(kind: str, options: ClusterOptions) -> Iterator[Any]:
     """Open the cluster of a batch system, without a job yet."""
     import dask
-    import dask_jobqueue
+    from dask_jobqueue.lsf import LSFCluster
+    from dask_jobqueue.pbs import PBSCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
-    makers = {
-        "slurm": dask_jobqueue.SLURMCluster,
-        "pbs": dask_jobqueue.PBSCluster,
-        "lsf": dask_jobqueue.LSFCluster,
-    }
+    makers = {"slurm": SLURMCluster, "pbs": PBSCluster, "lsf": LSFCluster}
     shared = Path(options.shared_folder).expanduser()
     shared.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = {
