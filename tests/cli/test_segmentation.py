@@ -299,7 +299,7 @@ def test_every_option_of_a_training_reaches_the_function(call: Call, received: d
 def test_every_option_of_a_segmentation_reaches_the_function(call: Call, received: dict[str, Any]):
     call(
         "segment a.zarr --model u.keras --name cells --probabilities --tta --axes zyx "
-        "--precision bfloat16 "
+        "--precision bfloat16 --runtime openvino "
         "--max-changed 0.01 --max-loss 0.02 --roi :,:9,: --mask inside --z-range 3:9 "
         "--batch-size 2 --block-yx 64 128 --no-gpu --client serial --overwrite"
     )
@@ -311,6 +311,7 @@ def test_every_option_of_a_segmentation_reaches_the_function(call: Call, receive
         "tta": True,
         "axes": "zyx",
         "precision": "bfloat16",
+        "runtime": "openvino",
         "max_changed": 0.01,
         "max_loss": 0.02,
         "roi": ":,:9,:",
