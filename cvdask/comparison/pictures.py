@@ -156,7 +156,8 @@ def draw_slices(samples: Sequence[Sample]) -> Drawing:
     for row, sample in zip(panels, samples, strict=True):
         level = fitting_level(sample.labels, SLICE_VOXELS)
         image = open_volume(sample.url)
-        grey_level = next((lv for lv in image.levels if lv.shape == level.shape), None)
+        grey_levels = image.levels if _belongs_to(image, sample.labels) else ()
+        grey_level = next((lv for lv in grey_levels if lv.shape == level.shape), None)
         for axes, depth in zip(row, (0.5, *DEPTHS), strict=True):
             box = _slice_box(level, depth, SLICE_VOXELS)
             values = read_box(sample.url, level, box)[0]
@@ -182,6 +183,16 @@ def draw_slices(samples: Sequence[Sample]) -> Drawing:
         columns,
         _sources(samples),
     )
+
+
+def _belongs_to(image: Volume, labels: Volume) -> bool:
+    """Tell whether labels can be drawn over an image.
+
+    Slices that were put in order lie elsewhere than those of the image, and the image of a
+    generated volume is nothing but its classes in grey.
+    """
+    stages = [one.attributes.get("provenance", {}).get("stage") for one in (image, labels)]
+    return stages[0] != "generate" and stages[1] != "order"
 
 
 def _stretch(grey: np.ndarray) -> np.ndarray:

@@ -14,9 +14,16 @@ import pyarrow.csv
 import pytest
 from matplotlib.figure import Figure
 
+import cvdask
 from cvdask.comparison.drawing import Drawing, file_name, save, shorten, style
 from cvdask.comparison.figures import draw_all, draw_effects, read_scores
-from cvdask.comparison.pictures import _render_pyvista, colors_of, draw_rendering, surfaces
+from cvdask.comparison.pictures import (
+    _render_pyvista,
+    colors_of,
+    draw_rendering,
+    draw_slices,
+    surfaces,
+)
 from cvdask.comparison.samples import Sample
 from cvdask.comparison.similarity import continuity, jaccard_counts, similarity
 from cvdask.comparison.statistics import Row
@@ -24,6 +31,7 @@ from cvdask.comparison.summaries import Reading
 from cvdask.volume.store import open_volume
 from tests.comparison.cells import objects, write_cell
 from tests.comparison.conftest import CLASS, GROUP
+from tests.samples import write_sample
 
 NAMES = {
     "scores", "slices", "sections", "rendering", "continuity", "similarity", "effects-script",
@@ -58,6 +66,25 @@ def test_every_picture_decodes_and_is_not_blank(hostile_folder: Path):
         assert len(np.unique(picture.astype(np.int64) @ [1, 256, 65536])) > 20, entry["name"]
         root = ElementTree.parse(path.with_suffix(".svg")).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_labels_in_another_order_are_not_drawn_over_the_image(tmp_path: Path):
+    random = np.random.default_rng(0)
+    url = str(tmp_path / "cell.zarr")
+    write_sample(url, random.integers(0, 256, (6, 16, 16), np.uint8))
+    classes = (np.arange(16)[:, None] + np.zeros((6, 1, 16), int) < 8).astype(np.uint8)
+    shuffled = np.where(random.random(classes.shape) < 0.1, 1 - classes, classes)
+    write_sample(url, shuffled.astype(np.uint8), labels="classes", classes={1: "mitochondria"})
+    cvdask.order(url, client="serial")
+    colors = {}
+    for name in ("classes", "ordered"):
+        drawing = draw_slices([Sample("cell", "cell", open_volume(url, labels=name))])
+        panels = [axes.images[0].get_array() for axes in drawing.figure.axes[:4]]
+        pixels = panels[1].reshape(-1, panels[1].shape[-1])
+        colors[name] = [panel.ndim for panel in panels], len(np.unique(pixels, axis=0))
+    assert colors["classes"][0] == [2, 3, 3, 3]  # the image itself, then classes over it
+    assert colors["ordered"][0] == [3, 3, 3, 3]
+    assert colors["classes"][1] > colors["ordered"][1] == 2
 
 
 def test_svgs_hold_names_as_text_and_run_nothing(hostile_folder: Path):
