@@ -37,7 +37,7 @@ class Interrupted(BaseException):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (blockwise, "BATCH_SECONDS"), (ingest_module, "_shapes"),
+        (blockwise, "batch_seconds"), (ingest_module, "_shapes"),
         (density_module, "CHUNK"), (density_module, "SHARD"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name))

@@ -376,7 +376,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, tiff, monkeypatch):
         done.append(block.index)
         return write(job, block)
 
-    monkeypatch.setattr("cvdask.engine.blockwise.BATCH_SECONDS", 0.0)
+    monkeypatch.setattr("cvdask.engine.blockwise.batch_seconds", lambda slots: 0.0)
     monkeypatch.setattr(ingest_module, "write_image_slab", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         cvdask.ingest(path, tmp_path / "o.zarr", voxel_nm=5)
