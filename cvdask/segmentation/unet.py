@@ -431,9 +431,10 @@ class _Layers:
     def __init__(self, precision: str, folded: bool) -> None:
         import keras
 
-        from cvdask.segmentation.layers import TrainableLinearUnit
+        from cvdask.segmentation.layers import BatchNormalization, TrainableLinearUnit
 
         self.layers = keras.layers
+        self.normalisation = BatchNormalization
         self.units = {"tlu": TrainableLinearUnit, "relu": keras.layers.ReLU}
         self.dtype = precision
         self.folded = folded
@@ -462,7 +463,7 @@ class _Layers:
         )(x)
         if norm:
             # A short training has few steps: with Keras' 0.99 the running mean would lag behind.
-            x = self.layers.BatchNormalization(
+            x = self.normalisation(
                 momentum=0.95, epsilon=EPSILON, dtype=self.dtype, name=f"{name}_norm"
             )(x)
         return self._unit(x, name, unit)

@@ -216,11 +216,26 @@ def test_weights_that_are_judged_are_the_moving_average(tmp_path, sample):
 
 
 @pytest.mark.parametrize("preset", ["fast", "paper"])
-def test_mixed_precision_trains_and_is_saved_in_float32(tmp_path, sample, preset):
+def test_mixed_precision_trains_and_is_saved_in_float32(tmp_path, sample, preset, monkeypatch):
+    monkeypatch.setattr(module, "supports_bfloat16", lambda: True)
     options = {**TINY, "preset": preset, "epochs": 1, "mixed_precision": "mixed_bfloat16"}
     train(sample, out=tmp_path / "net.keras", **options)
     assert {weight.dtype for weight in weights_of(tmp_path / "net.keras")} == {np.dtype("float32")}
     assert json.loads((tmp_path / "net.jsonl").read_text())["loss"] < 2
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_processor_without_the_instructions_trains_in_float32(
+    tmp_path, sample, precision, monkeypatch
+):
+    monkeypatch.setattr(module, "supports_bfloat16", lambda: False)
+    monkeypatch.setattr(module, "has_gpu", lambda: False)
+    options = {**TINY, "epochs": 1}
+    with pytest.warns(UserWarning, match=f"float32 instead of {precision}"):
+        train(sample, out=tmp_path / "half.keras", **options, mixed_precision=precision)
+    train(sample, out=tmp_path / "full.keras", **options, mixed_precision="float32")
+    ours, theirs = (weights_of(tmp_path / f"{name}.keras") for name in ("half", "full"))
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
