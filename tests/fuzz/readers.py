@@ -32,7 +32,7 @@ from cvdask.errors import DamagedData
 from cvdask.morphometry.tables import complete_parts, open_table
 from cvdask.networks.files import existing_record
 from cvdask.pipeline.config import read_config
-from cvdask.segmentation import run_files
+from cvdask.segmentation import model_file, run_files
 from cvdask.synthesis import checkpoints, gan_file
 from cvdask.synthesis.architecture import Architecture, initialise
 from cvdask.volume.boxes import Box
@@ -65,11 +65,14 @@ class Reader:
         Reads it there, as a user would.
     sealed : tuple of str
         Patterns of the files that carry digests: damage to them must not pass for data.
+    cost : int
+        How many times longer than others it takes.
     """
 
     write: Callable[[Path], Any]
     read: Callable[[Path], Any]
     sealed: tuple[str, ...] = ()
+    cost: int = 1
 
     def seals(self, name: str) -> bool:
         """Tell whether a file carries digests of all that is read of it."""
@@ -269,6 +272,20 @@ def read_gan(folder: Path) -> Any:
     return {name: array.tolist() for name, array in (gan.weights or {}).items()}
 
 
+def write_unet(folder: Path) -> None:
+    # Late: the network framework takes seconds to load.
+    from cvdask.segmentation import unet
+    from tests.segmentation.networks import write_network
+
+    write_network(folder / "a.keras", unet.Architecture(n_classes=3, base_width=4, depth=1))
+
+
+def read_unet(folder: Path) -> Any:
+    model_file.describe(folder / "a.keras")
+    unet, model = model_file.load(folder / "a.keras")
+    return [unet.as_dict(), [weight.tolist() for weight in model.get_weights()]]
+
+
 def write_states(folder: Path) -> None:
     files = checkpoints.GanFiles.beside(folder / "a.keras")
     standing = checkpoints.Standing(3, 96, 4.5, 0.25, 3, 16, [{"step": 3}])
@@ -350,6 +367,7 @@ READERS = {
     "tables": Reader(write_parts, read_parts),
     "comparison": Reader(write_comparison, read_comparison),
     "gan": Reader(write_gan, read_gan),
+    "unet": Reader(write_unet, read_unet, cost=20),
     "training": Reader(write_states, read_states, ("a.state.npz",)),
     "scratch": Reader(write_scratch, read_scratch, ("*",)),
     "config": Reader(write_config, lambda folder: read_config(folder / "config.toml").stages),

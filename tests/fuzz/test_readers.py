@@ -82,7 +82,7 @@ def refusal(name: str, changed: Mapping[str, bytes | None]) -> str:
 
 def fuzz(name: str, n_examples: int, **options: Any) -> None:
     @settings(
-        max_examples=n_examples,
+        max_examples=max(2, n_examples // READERS[name].cost),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
