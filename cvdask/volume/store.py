@@ -692,7 +692,8 @@ def _parse_level(
     axes = [axis["name"] for axis in multiscale["axes"]]
     if axes[-3:] != list(AXES) or not set(axes[:-3]) <= {"t", "c"}:
         raise ValueError(
-            f"axes must be z, y, x, with t and c before them at most. Received: {', '.join(axes)}"
+            f"axes must be z, y, x, with t and c before them at most. Received: {', '.join(axes)} "
+            f"at {redact(url)}/{path}"
         )
     array = _open_array(url, path)
     if array.ndim != len(axes):
@@ -706,7 +707,9 @@ def _parse_level(
             remedy = "choose one with channel=…" if name == "c" else "only single time points work"
             raise ValueError(f"axis {name} of {redact(url)}/{path} has length {extent}: {remedy}")
         if not 0 <= index < extent:
-            raise ValueError(f"axis {name} has {extent} entries. Received: {index}")
+            raise ValueError(
+                f"axis {name} of {redact(url)}/{path} has {extent} entries. Received: {index}"
+            )
         leading.append(index)
     try:
         spacing, origin = read_placement(multiscale, dataset)

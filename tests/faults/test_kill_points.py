@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore::UserWarnin
 def blocks_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give back what small blocks take the place of."""
     for module, name in (
-        (blockwise, "BATCH_SECONDS"), (ingest_module, "_shapes"),
+        (blockwise, "batch_seconds"), (ingest_module, "_shapes"),
         (density_module, "CHUNK"), (density_module, "SHARD"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name))
