@@ -46,8 +46,8 @@ csv = true
 [density]
 numerator = "mitochondria"
 denominator = "all"
-kernel_um = 0.2
-stride_um = 0.1
+kernel_um = 0.12
+stride_um = 0.08
 
 [compare]
 z_blocks = 2
