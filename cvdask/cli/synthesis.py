@@ -202,6 +202,14 @@ def train_gan(
         float,
         typer.Option(help="Share of images with the styles of two latents.", rich_help_panel=RARE),
     ] = 0.9,
+    noise: Annotated[
+        bool | None,
+        typer.Option(
+            "--noise/--no-noise",
+            help="Grain for each voxel; by default in preset paper only.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
     augment: Annotated[
         bool,
         typer.Option(
@@ -286,6 +294,7 @@ def train_gan(
             penalty_every=penalty_every,
             path_every=path_every,
             mixing=mixing,
+            noise=noise,
             augment=augment,
             ema_kimg=ema_kimg,
             mixed_precision=mixed_precision,

@@ -299,6 +299,7 @@ TRAIN_GAN: Keys = {
     "penalty_every": WHOLE,
     "path_every": WHOLE,
     "mixing": NUMBER,
+    "noise": FLAG,
     "augment": FLAG,
     "ema_kimg": NUMBER,
     "mixed_precision": one_of("auto", "float32", "mixed_bfloat16"),

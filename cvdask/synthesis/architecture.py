@@ -67,6 +67,9 @@ class Architecture:
         Numbers of the content code, and of a style.
     n_mapping : int
         Layers of the mapping network.
+    noise : bool
+        Whether every layer adds noise to each voxel. It is grain, which images have and classes
+        have not.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class Architecture:
     max_width: int = 64
     latent: int = 128
     n_mapping: int = 4
+    noise: bool = True
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
@@ -109,6 +113,8 @@ class Architecture:
                 raise ValueError(
                     f"{name} is a whole number from {least} to {most}. Received: {value!r}"
                 )
+        if type(self.noise) is not bool:
+            raise ValueError(f"noise is true or false. Received: {self.noise!r}")
         if self.max_width < self.width:
             raise ValueError(
                 f"max_width is at least width, {self.width}. Received: {self.max_width}"
@@ -264,13 +270,15 @@ def _generator(architecture: Architecture) -> dict[str, Parameter]:
         for layer in ("first", "second") if r > 4 else ("second",):
             name, n_out = f"{r}/{layer}", channels[r]
             found |= _convolution(name, 3, n_in if layer == "first" else n_out, n_out)
-            found[f"{name}/noise"] = Parameter((1,))
+            if architecture.noise:
+                found[f"{name}/noise"] = Parameter((1,))
             if architecture.preset == "default":
                 found |= _style(name, style, n_in if layer == "first" else n_out)
         if architecture.preset == "paper":
             if r == 4:
                 found["4/first/bias"] = Parameter((channels[4],))
-                found["4/first/noise"] = Parameter((1,))
+                if architecture.noise:
+                    found["4/first/noise"] = Parameter((1,))
             # AdaIN: a scale, which starts at 1, and an offset.
             for layer in ("first", "second"):
                 found |= _style(f"{r}/{layer}/scale", style, channels[r])

@@ -227,8 +227,10 @@ def synthesise(
 
 def _noised(arrays: Arrays, name: str, x: Any, seeds: Any, number: int) -> Any:
     """Add bias and noise, and rectify. The gain lies on all of it: see ``rectify``."""
-    drawn = noise(seeds, number, x.shape[1]) * (arrays[f"{name}/noise"] * GAIN)
-    added = ops.cast(drawn, x.dtype) + ops.cast(arrays[f"{name}/bias"] * GAIN, x.dtype)
+    added = ops.cast(arrays[f"{name}/bias"] * GAIN, x.dtype)
+    if f"{name}/noise" in arrays:
+        drawn = noise(seeds, number, x.shape[1]) * (arrays[f"{name}/noise"] * GAIN)
+        added = added + ops.cast(drawn, x.dtype)
     return rectify(x + added)
 
 

@@ -65,7 +65,7 @@ RAMP_UP = 0.05
 # Weight of R1 by resolution and batch, as in the same paper; and the first StyleGAN's. Small slices
 # need more than the former: their discriminator soon knows a few hundred of them.
 GAMMA = 0.0002
-LEAST_GAMMA = 0.2
+LEAST_GAMMA = 1.0
 GAMMA_PAPER = 10.0
 # Learning rate of preset ``paper`` by the resolution that is learned.
 RATES_PAPER = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
@@ -111,6 +111,8 @@ class GanOptions:
     """Numbers of the content code and of a style; None is 128 on a CPU, 512 on a GPU."""
     n_mapping: int | None = None
     """Layers of the mapping network; None is 2, and 8 in preset ``paper``."""
+    noise: bool | None = None
+    """Grain for each voxel; None adds it in preset ``paper`` only: slices of classes have none."""
     head: Head = "straight-through"
     """What the discriminator sees: one class per voxel, or, ``softmax``, probabilities."""
     loss: Loss = "non_saturating"
@@ -365,6 +367,7 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         max_width=chosen("max_width", max(width, 512 if gpu else 64)),
         latent=chosen("latent", 512 if gpu else 128),
         n_mapping=chosen("n_mapping", 8 if paper else 2),
+        noise=chosen("noise", paper),
     )
     batch_size = chosen("batch_size", min(32, max(4, 32 * 256 // resolution)))
     precision = options.mixed_precision

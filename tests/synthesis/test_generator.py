@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from tests.synthesis.gans import TINY, VOLUME, small_gan
+from cvdask.synthesis.architecture import initialise
+from cvdask.synthesis.generator import Generator
+from tests.synthesis.gans import PAPER, TINY, VOLUME, small_gan
 
 RANDOM = np.random.default_rng(0)
 
@@ -44,6 +48,19 @@ def test_noise_place_and_latent_each_change_a_slice(generator):
         (latents, places, seeds + np.uint32(1)),
     ):
         assert np.abs(generator.sample(*other) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_without_noise_latent_and_place_decide(preset):
+    architecture = replace(PAPER if preset == "paper" else TINY, noise=False)
+    arrays = initialise(architecture, "generator", 0)
+    assert not [name for name in arrays if name.endswith("noise")]
+    quiet = Generator(architecture, arrays, np.zeros(architecture.latent, np.float32))
+    latents = np.random.default_rng(0).normal(size=(1, architecture.n_latent))
+    one, other = (
+        quiet.sample(latents, np.float32([0.5]), np.array([seed], np.uint32)) for seed in (1, 2)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 def test_slices_of_a_volume_share_latent_and_noise():

@@ -144,6 +144,8 @@ def test_devices_decide_what_was_left_open(sample):
     chosen = plan(slices, GanOptions(width=5, gamma=3.0, batch_size=7), gpu=True)
     assert (chosen.architecture.width, chosen.recipe.gamma, chosen.batch_size) == (5, 3.0, 7)
     paper = plan(slices, GanOptions(preset="paper"), gpu=False)
+    noisy = plan(slices, GanOptions(noise=True), gpu=False)
+    assert [one.architecture.noise for one in (small, paper, noisy)] == [False, True, True]
     assert (paper.recipe.gamma, paper.recipe.penalty_every, paper.recipe.path_every) == (10, 1, 0)
 
 
