@@ -206,7 +206,7 @@ def train_gan(
         bool | None,
         typer.Option(
             "--noise/--no-noise",
-            help="Grain for each voxel; by default in preset paper only.",
+            help="Keep the noise of each voxel to the end; by default in preset paper only.",
             rich_help_panel=RARE,
         ),
     ] = None,

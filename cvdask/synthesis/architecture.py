@@ -68,8 +68,7 @@ class Architecture:
     n_mapping : int
         Layers of the mapping network.
     noise : bool
-        Whether every layer adds noise to each voxel. It is grain, which images have and classes
-        have not.
+        Whether every layer adds noise to each voxel.
 
     Raises
     ------

@@ -81,6 +81,8 @@ class Recipe:
         Whether slices are altered, adaptively.
     augment_target, augment_pace
         See :func:`cvdask.synthesis.mask_augment.adapt`.
+    noise : bool
+        Whether noise stays; otherwise it fades out: see :meth:`grain`.
     smoothing : float
         Share of a real voxel's class that all classes are given alike, with head ``softmax``.
     dtype : str
@@ -96,12 +98,23 @@ class Recipe:
     augment: bool = True
     augment_target: float = 0.6
     augment_pace: float = 500_000
+    noise: bool = True
     smoothing: float = 0.05
     dtype: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         return asdict(self)
+
+    def grain(self, progress: float) -> float:
+        """Return the share of the noise when so much of the training is over, 0 to 1.
+
+        Where classes lie is found sooner with noise; their shapes are learned without it.
+
+        >>> [Recipe(noise=False).grain(progress) for progress in (0.0, 0.5, 0.625, 0.75, 1.0)]
+        [1.0, 1.0, 0.5, 0.0, 0.0]
+        """
+        return 1.0 if self.noise else min(1.0, max(0.0, 3 - 4 * progress))
 
     def phases(self, step: int) -> list[Phase]:
         """List the phases of a step, counted from 0.
@@ -203,8 +216,8 @@ class Steps:
         phase : Phase
         state : mapping of str to array
         samples : mapping of str to array
-            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade`` a number,
-            and what :func:`draw` draws.
+            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade`` and
+            ``grain``, numbers, and what :func:`draw` draws.
 
         Returns
         -------
@@ -380,6 +393,7 @@ class Steps:
             seeds,
             level=self.level,
             fade=samples["fade"],
+            grain=samples["grain"],
             dtype=self.recipe.dtype,
         )
 

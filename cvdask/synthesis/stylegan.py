@@ -185,6 +185,7 @@ def synthesise(
     *,
     level: int | None = None,
     fade: Any = 1.0,
+    grain: Any = 1.0,
     dtype: str = "float32",
 ) -> Any:
     """Make the logits of slices.
@@ -201,6 +202,8 @@ def synthesise(
         Resolution to stop at; preset ``paper`` learns one after the other.
     fade : number
         Preset ``paper``: share of that resolution; the rest is the coarser one, enlarged.
+    grain : number
+        Share of the noise.
     dtype : str
         Of the features.
 
@@ -215,7 +218,7 @@ def synthesise(
     logits: Any = None
     for i, r in enumerate(r for r in architecture.levels if r <= level):
         block = _block if architecture.preset == "default" else _adaptive_block
-        x = block(arrays, x, r, style[:, 2 * i], style[:, 2 * i + 1], seeds)
+        x = block(arrays, x, r, style[:, 2 * i], style[:, 2 * i + 1], (seeds, grain))
         if architecture.preset == "default":
             own = _modulated_logits(arrays, x, r, style[:, 2 * i + 1])
             logits = own if logits is None else enlarge(logits) + own
@@ -225,11 +228,12 @@ def synthesise(
     return logits
 
 
-def _noised(arrays: Arrays, name: str, x: Any, seeds: Any, number: int) -> Any:
+def _noised(arrays: Arrays, name: str, x: Any, noises: tuple[Any, Any], number: int) -> Any:
     """Add bias and noise, and rectify. The gain lies on all of it: see ``rectify``."""
     added = ops.cast(arrays[f"{name}/bias"] * GAIN, x.dtype)
     if f"{name}/noise" in arrays:
-        drawn = noise(seeds, number, x.shape[1]) * (arrays[f"{name}/noise"] * GAIN)
+        seeds, share = noises
+        drawn = noise(seeds, number, x.shape[1]) * (arrays[f"{name}/noise"] * share * GAIN)
         added = added + ops.cast(drawn, x.dtype)
     return rectify(x + added)
 
@@ -238,14 +242,14 @@ def _scales(arrays: Arrays, name: str, style: Any) -> Any:
     return dense(style, arrays[f"{name}/style/weight"], arrays[f"{name}/style/bias"])
 
 
-def _block(arrays: Arrays, x: Any, r: int, first: Any, second: Any, seeds: Any) -> Any:
+def _block(arrays: Arrays, x: Any, r: int, first: Any, second: Any, noises: Any) -> Any:
     for layer, style in (("first", first), ("second", second)):
         name = f"{r}/{layer}"
         if layer == "first" and r == 4:
             continue
         x = modulate(x, arrays[f"{name}/weight"], _scales(arrays, name, style), gain=GAIN)
         x = enlarge(x) if layer == "first" else x
-        x = _noised(arrays, name, x, seeds, 2 * r + (layer == "second"))
+        x = _noised(arrays, name, x, noises, 2 * r + (layer == "second"))
     return x
 
 
@@ -256,13 +260,13 @@ def _modulated_logits(arrays: Arrays, x: Any, r: int, style: Any) -> Any:
     return ops.cast(y, "float32") + arrays[f"{name}/bias"]
 
 
-def _adaptive_block(arrays: Arrays, x: Any, r: int, first: Any, second: Any, seeds: Any) -> Any:
+def _adaptive_block(arrays: Arrays, x: Any, r: int, first: Any, second: Any, noises: Any) -> Any:
     for layer, style in (("first", first), ("second", second)):
         name = f"{r}/{layer}"
         if f"{name}/weight" in arrays:
             x = convolve(x, arrays[f"{name}/weight"], gain=GAIN)
             x = enlarge(x) if layer == "first" else x
-        x = _noised(arrays, name, x, seeds, 2 * r + (layer == "second"))
+        x = _noised(arrays, name, x, noises, 2 * r + (layer == "second"))
         scale, offset = (_scales(arrays, f"{name}/{part}", style) for part in ("scale", "offset"))
         x = normalise_instances(x, scale, offset)
     return x

@@ -112,7 +112,8 @@ class GanOptions:
     n_mapping: int | None = None
     """Layers of the mapping network; None is 2, and 8 in preset ``paper``."""
     noise: bool | None = None
-    """Grain for each voxel; None adds it in preset ``paper`` only: slices of classes have none."""
+    """Whether slices keep the noise of each voxel, which otherwise fades out while the generator
+    learns; None keeps it in preset ``paper``."""
     head: Head = "straight-through"
     """What the discriminator sees: one class per voxel, or, ``softmax``, probabilities."""
     loss: Loss = "non_saturating"
@@ -367,7 +368,6 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         max_width=chosen("max_width", max(width, 512 if gpu else 64)),
         latent=chosen("latent", 512 if gpu else 128),
         n_mapping=chosen("n_mapping", 8 if paper else 2),
-        noise=chosen("noise", paper),
     )
     batch_size = chosen("batch_size", min(32, max(4, 32 * 256 // resolution)))
     precision = options.mixed_precision
@@ -386,6 +386,7 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         path_every=chosen("path_every", 0 if paper else 4 if gpu else 16),
         mixing=options.mixing,
         augment=options.augment,
+        noise=chosen("noise", paper),
         augment_pace=min(AUGMENT_PACE, AUGMENT_SHARE * 1000 * kimg),
         dtype="bfloat16" if half else "float32",
     )
@@ -599,6 +600,7 @@ class _Training:
                 "channels": batch.channels[:n],
                 "places": batch.place[:n],
                 "fade": np.float32(fade),
+                "grain": np.float32(recipe.grain(self.progress)),
                 **draw(architecture, recipe, key, n),
             }
             self.state, found = self.devices.step(
@@ -641,7 +643,8 @@ class _Training:
             self.not_finite = self._lower(means)
             return
         level, _ = growth(self.plan.architecture, self.progress)
-        generator = self._generator_at(level, arrays)
+        grain = self.plan.recipe.grain(self.progress)
+        generator = self._generator_at(level, grain, arrays)
         made = self.judge.make(generator)
         distance, fractions = self.judge.judge(made)
         files.samples.mkdir(exist_ok=True)
@@ -660,6 +663,7 @@ class _Training:
             "fractions": dict(zip(names, fractions, strict=True)),
             "real_fractions": dict(zip(names, self.judge.real_shares, strict=True)),
             "augment": float(arrays["augment/probability"]),
+            "noise": grain,
             "largest": self.devices.largest,
             **means,
         }
@@ -667,9 +671,11 @@ class _Training:
         now.largest = self.devices.largest
         finest = level == self.plan.architecture.resolution
         best = math.inf if now.best_distance is None else now.best_distance
-        if finest and now.step and (distance is None or distance < best):
-            now.best_distance, now.best_step = distance, now.step
-            gan_file.save(self._gan(arrays, {"report": record}), files.best)
+        # Any generator with less noise is better: noise is meant to go.
+        better = distance is None or (grain, distance) < (now.best_noise, best)
+        if finest and now.step and better:
+            now.best_distance, now.best_step, now.best_noise = distance, now.step, grain
+            gan_file.save(self._gan(grain, arrays, {"report": record}), files.best)
         with files.log.open("a") as log:
             log.write(json.dumps(record, allow_nan=False) + "\n")
         save_state(files, now, arrays)
@@ -685,8 +691,17 @@ class _Training:
             left = min(left, self.options.max_minutes - (time.monotonic() - self._begun) / 60)
         return round(max(0.0, left), 2)
 
-    def _generator_at(self, level: int, arrays: Mapping[str, np.ndarray]) -> Generator:
-        average = self.packing.unpack(arrays["average"])
+    def _average(self, grain: float, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays of the average generator, with this share of its noise."""
+        return {
+            name: one * np.float32(grain) if name.endswith("/noise") else one
+            for name, one in self.packing.unpack(arrays["average"]).items()
+        }
+
+    def _generator_at(
+        self, level: int, grain: float, arrays: Mapping[str, np.ndarray]
+    ) -> Generator:
+        average = self._average(grain, arrays)
         if level not in self._generators:
             size = min(64, max(1, 64 * 64**2 // level**2))
             self._generators[level] = Generator(
@@ -695,17 +710,20 @@ class _Training:
         self._generators[level].take(average, arrays[MEAN_STYLE])
         return self._generators[level]
 
-    def _gan(self, arrays: Mapping[str, np.ndarray], more: Mapping[str, Any]) -> Gan:
+    def _gan(self, grain: float, arrays: Mapping[str, np.ndarray], more: Mapping[str, Any]) -> Gan:
         slices = self.slices
+        architecture = replace(self.plan.architecture, noise=grain > 0)
+        average = self._average(grain, arrays)
+        weights = {name: average[name] for name in Packing.of(architecture, "generator").shapes}
         places = slices.places(np.arange(slices.n_slices))
         return Gan(
-            architecture=self.plan.architecture,
+            architecture=architecture,
             classes=dict(zip(slices.values[1:], slices.names[1:], strict=True)),
             colors={v: c for v, c in slices.colors.items() if v in slices.values},
             voxel_size_nm=slices.voxel_size_nm,
             places=(float(places.min()), float(places.max())),
             run={**self.record["provenance"], "versions": self.record["versions"], **more},
-            weights={**self.packing.unpack(arrays["average"]), MEAN_STYLE: arrays[MEAN_STYLE]},
+            weights={**weights, MEAN_STYLE: arrays[MEAN_STYLE]},
         )
 
     def _lower(self, means: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 from cvdask.synthesis.autodiff import devices, put
-from cvdask.synthesis.parallel import Devices
+from cvdask.synthesis.parallel import SHARED, Devices
 from cvdask.synthesis.steps import Recipe, Steps, start
 from tests.synthesis.gans import PACE, TINY, run_program, samples_of
 
@@ -82,7 +82,7 @@ def test_parts_give_the_mean_gradient():
     samples = samples_of(TINY, RECIPE, n=8)
     (device,) = devices(1)
     halves = [
-        {k: v if k == "fade" else v[rows] for k, v in samples.items()}
+        {k: v if k in SHARED else v[rows] for k, v in samples.items()}
         for rows in (slice(0, 4), slice(4, 8))
     ]
     parts = [steps.gradients("generator", put(state, device), put(h, device)) for h in halves]
