@@ -714,7 +714,7 @@ def _as_graph(function: Callable[..., None]) -> Callable[..., None]:
         return function
     import tensorflow as tf
 
-    return tf.function(function)  # type: ignore[no-any-return]
+    return tf.function(function)
 
 
 # ---------------------------------------------------------------------------------------------
