@@ -41,7 +41,12 @@ from cvdask.comparison.drawing import (
 )
 from cvdask.comparison.pictures import draw_rendering, draw_sections, draw_slices
 from cvdask.comparison.samples import DENSITY, OBJECTS, Sample
-from cvdask.comparison.similarity import draw_continuity, draw_similarity, similarity
+from cvdask.comparison.similarity import (
+    draw_continuity,
+    draw_similarity,
+    of_one_shape,
+    similarity,
+)
 from cvdask.comparison.statistics import ALPHA, Measured, Row
 from cvdask.comparison.summaries import Key, Reading, unit_of
 from cvdask.volume.colors import PALETTE
@@ -115,12 +120,21 @@ def draw_all(
     with style():
         entries = [save(url, drawing) for drawing in _drawings(reading, found, rows, scores)]
         notices = []
+        alike = of_one_shape(reading.samples)
+        others = [sample for sample in reading.samples if sample not in alike]
+        if others:
+            notices.append(
+                f"the mutual similarity is that of volumes of {alike[0].labels.shape} voxels, "
+                f"{len(alike)} of {len(reading.samples)}; {others[0].name} has "
+                f"{others[0].labels.shape}"
+            )
         try:
-            matrix = similarity(reading.samples, client=client, workers=workers)
+            matrix = similarity(alike, client=client, workers=workers) if len(alike) > 1 else None
         except ValueError as error:
             notices.append(f"the mutual similarity of volumes is not drawn: {error}")
         else:
-            entries.append(save(url, draw_similarity(reading.samples, matrix)))
+            if matrix is not None:
+                entries.append(save(url, draw_similarity(alike, matrix)))
     write_index(url, entries)
     return entries, notices
 

@@ -199,6 +199,13 @@ def _group_bounds(samples: Sequence[Sample]) -> list[float]:
     return [k - 0.5 for k in range(1, len(samples)) if samples[k].group != samples[k - 1].group]
 
 
+def of_one_shape(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples of the commonest shape: only these can be compared voxel by voxel."""
+    shapes = [sample.labels.shape for sample in samples]
+    commonest = max(shapes, key=shapes.count)  # the first of those that are as common
+    return [sample for sample in samples if sample.labels.shape == commonest]
+
+
 def similarity(
     samples: Sequence[Sample], *, client: Any = None, workers: int | None = None
 ) -> np.ndarray:

@@ -242,6 +242,22 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "(9, 8, 8)" in notices[0]
 
 
+def test_similarity_is_of_volumes_of_the_commonest_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shapes = ((10, 8, 8), (9, 8, 8), (9, 8, 8))
+    samples = [
+        in_sample(tmp_path / f"{k}.zarr", np.ones(shape, np.uint8))
+        for k, shape in enumerate(shapes)
+    ]
+    monkeypatch.setattr("cvdask.comparison.figures._drawings", lambda *_: [])
+    entries, notices = draw_all(str(tmp_path), Reading(tuple(samples), ("sphericity",)), {}, [])
+    assert [entry["name"] for entry in entries] == ["similarity"]
+    rows = (tmp_path / "figures/similarity.csv").read_text().splitlines()[1:]
+    assert len(rows) == 4
+    assert "2 of 3" in notices[0]
+
+
 # ---------------------------------------------------------------------------------------------
 # Effects and scores
 
