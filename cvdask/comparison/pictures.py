@@ -400,7 +400,8 @@ def _draw_frame(axes: Any, box_um: tuple[float, float, float]) -> None:
     axes.set_xlim(0, x)
     axes.set_ylim(0, y)
     axes.set_zlim(0, z)
-    axes.set_box_aspect((x, y, z), zoom=1.0)
+    # Boxes are drawn with diagonals of one length; a long one fills the width of its panel.
+    axes.set_box_aspect((x, y, z), zoom=0.88)
     for start, end in _edges_of_box(x, y, z):
         axes.plot(*zip(start, end, strict=True), color="#777777", linewidth=0.6)
 
