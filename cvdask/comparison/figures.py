@@ -121,19 +121,19 @@ def draw_all(
         entries = [save(url, drawing) for drawing in _drawings(reading, found, rows, scores)]
         notices = []
         alike = of_one_shape(reading.samples)
-        others = [sample for sample in reading.samples if sample not in alike]
-        if others:
+        shape = alike[0].labels.shape
+        other = next((one for one in reading.samples if one.labels.shape != shape), None)
+        if other is not None:
             notices.append(
-                f"the mutual similarity is that of volumes of {alike[0].labels.shape} voxels, "
-                f"{len(alike)} of {len(reading.samples)}; {others[0].name} has "
-                f"{others[0].labels.shape}"
+                f"the mutual similarity is drawn for volumes of one shape: {len(alike)} of "
+                f"{len(reading.samples)} have {shape}, {other.name} has {other.labels.shape}"
             )
-        try:
-            matrix = similarity(alike, client=client, workers=workers) if len(alike) > 1 else None
-        except ValueError as error:
-            notices.append(f"the mutual similarity of volumes is not drawn: {error}")
-        else:
-            if matrix is not None:
+        if len(alike) > 1:
+            try:
+                matrix = similarity(alike, client=client, workers=workers)
+            except ValueError as error:
+                notices.append(f"the mutual similarity of volumes is not drawn: {error}")
+            else:
                 entries.append(save(url, draw_similarity(alike, matrix)))
     write_index(url, entries)
     return entries, notices

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -40,14 +42,15 @@ def prepare(stage: str, url: Path) -> None:
     write_sample(url, specks, labels="classes", classes={1: "specks"}, **SHAPES)
 
 
-def small_blocks() -> None:
-    """Let stages work in blocks of a small cell, each with a marker of its own."""
-    blockwise.batch_seconds = lambda slots: 0.0  # type: ignore[assignment]
-    ingest_module._shapes = lambda source, itemsize: (  # type: ignore[assignment]
-        SHAPES["chunk_shape"],
-        SHAPES["shard_shape"],
-    )
-    density_module.CHUNK, density_module.SHARD = 4, 8
+def small_blocks(put: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let stages work in blocks of a small cell, each with a marker of its own.
+
+    ``put`` is what sets an attribute: pytest's gives back what was there.
+    """
+    put(blockwise, "batch_seconds", lambda slots: 0.0)
+    put(ingest_module, "_shapes", lambda source, itemsize: tuple(SHAPES.values()))
+    put(density_module, "CHUNK", 4)
+    put(density_module, "SHARD", 8)
 
 
 def run(stage: str, url: Path, client: str = "serial") -> None:

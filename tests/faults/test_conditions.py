@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from cvdask.engine import blockwise
 from cvdask.engine.ledger import Ledger
 from cvdask.errors import BlocksFailed
-from cvdask.morphometry import density as density_module
-from cvdask.volume import ingest as ingest_module
 from cvdask.volume.objects import _CountingStore
 from tests.faults import stages
 from tests.faults.test_kill import identity
@@ -36,12 +33,7 @@ class Interrupted(BaseException):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (blockwise, "batch_seconds"), (ingest_module, "_shapes"),
-        (density_module, "CHUNK"), (density_module, "SHARD"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, getattr(module, name))
-    stages.small_blocks()
+    stages.small_blocks(monkeypatch.setattr)
 
 
 @pytest.fixture(params=STAGES)

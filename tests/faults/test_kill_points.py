@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvdask.engine import blockwise
-from cvdask.morphometry import density as density_module
-from cvdask.volume import ingest as ingest_module
+from tests.faults import stages
 from tests.faults.kill_points import strike_all
 
 pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -17,11 +15,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore::UserWarnin
 @pytest.fixture(autouse=True)
 def blocks_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give back what small blocks take the place of."""
-    for module, name in (
-        (blockwise, "batch_seconds"), (ingest_module, "_shapes"),
-        (density_module, "CHUNK"), (density_module, "SHARD"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, getattr(module, name))
+    stages.small_blocks(monkeypatch.setattr)
 
 
 def test_the_client_is_killed(tmp_path: Path) -> None:
