@@ -174,6 +174,14 @@ def train_gan(
         Literal["non_saturating", "rpgan_r1_r2"],
         typer.Option(help="With R1; or relativistic pairs with R1 and R2.", rich_help_panel=RARE),
     ] = "non_saturating",
+    share_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the classes' shares in the generator's loss; by default 3, in preset "
+            "paper 0.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Of Adam; by default for the preset.", rich_help_panel=RARE),
@@ -289,6 +297,7 @@ def train_gan(
             n_mapping=n_mapping,
             head=head,
             loss=loss,
+            share_weight=share_weight,
             learning_rate=learning_rate,
             gamma=gamma,
             penalty_every=penalty_every,

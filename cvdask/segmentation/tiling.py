@@ -42,8 +42,8 @@ GPU_BATCH_PIXELS = 2**23
 # The planes that a network sees: across z alone, or across all three axes.
 ALONG_Z = (0,)
 # Features that are held at once, in channels at full resolution per base width. Measured with
-# TensorFlow on a CPU, resident memory of slices of 512² to 2048²: 4.1 and 9.5.
-LIVE_FEATURES = {"fast": 5, "paper": 10}
+# TensorFlow on a CPU, resident memory of slices of 512² to 2048²: 4.1 to 5.5, and 9.5.
+LIVE_FEATURES = {"fast": 6, "paper": 11}
 
 
 def output_shapes(

@@ -9,7 +9,8 @@ non-saturating softplus(D(y)) + softplus(−D(x))    softplus(−D(y))
 rpgan          softplus(D(y) − D(x))               softplus(D(x) − D(y))
 =============  ==================================  ==================================
 
-and, lazily, in steps of their own:
+to which the generator's adds, by a weight, how far the share of each class is from the real one
+(:func:`share_difference`); and, lazily, in steps of their own:
 
 - R1, γ/2 · |∂D(x)/∂x|² (Mescheder et al. 2018), and R2, the same at ``y``; both with the
   relativistic loss (Huang et al. 2024, R3GAN),
@@ -26,6 +27,9 @@ from keras import ops
 from cvdask.synthesis.autodiff import gradient
 
 Loss = Literal["non_saturating", "rpgan_r1_r2"]
+
+# A class that takes less of the real slices than this is compared as if it took as much.
+LEAST_SHARE = 0.01
 
 
 def discriminator_loss(loss: Loss, real: Any, generated: Any) -> Any:
@@ -47,6 +51,33 @@ def generator_loss(loss: Loss, real: Any, generated: Any) -> Any:
     if loss == "rpgan_r1_r2":
         return ops.mean(ops.softplus(real - generated))
     return ops.mean(ops.softplus(-generated))
+
+
+def share_difference(real: Any, generated: Any) -> Any:
+    """Return how far the classes' shares of generated slices are from those of real ones.
+
+    The relative difference of each class is taken in either half of the batch, and both are
+    multiplied: the expected product is the square of the expected difference. The square of one
+    batch's difference would hold its chance as well, and teach slices to be alike.
+
+    Parameters
+    ----------
+    real, generated : (M, H, W, C)
+        One-hot, or probabilities, of the same places. A single slice is both halves.
+
+    Returns
+    -------
+    number
+        Sum over the classes; below 0 where halves differ in sign.
+    """
+    half = (real.shape[0] + 1) // 2
+    shares = ops.mean(real, axis=(1, 2))  # (M, C)
+    differences = ops.mean(generated, axis=(1, 2)) - shares
+    scale = ops.maximum(ops.mean(shares, axis=0), LEAST_SHARE)
+    first, second = (
+        ops.mean(part, axis=0) / scale for part in (differences[:half], differences[-half:])
+    )
+    return ops.sum(first * second)
 
 
 def gradient_penalty(score: Callable[[Any], Any], slices: Any) -> Any:

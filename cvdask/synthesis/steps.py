@@ -26,6 +26,7 @@ al. 2020, appendix B).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -44,6 +45,7 @@ from cvdask.synthesis.losses import (
     generator_loss,
     gradient_penalty,
     path_lengths,
+    share_difference,
 )
 from cvdask.synthesis.stylegan import classify, discriminate, styles, synthesise
 
@@ -85,6 +87,10 @@ class Recipe:
         Whether noise stays; otherwise it fades out: see :meth:`grain`.
     smoothing : float
         Share of a real voxel's class that all classes are given alike, with head ``softmax``.
+    share_weight : float
+        Of the difference between the classes' shares, in the generator's loss; 0 for none.
+    last_rate : float
+        Learning rate at the end, as a share of that before: see :meth:`rate`.
     dtype : str
         Of features.
     """
@@ -100,6 +106,8 @@ class Recipe:
     augment_pace: float = 500_000
     noise: bool = True
     smoothing: float = 0.05
+    share_weight: float = 0.0
+    last_rate: float = 1.0
     dtype: str = "float32"
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,6 +123,17 @@ class Recipe:
         [1.0, 1.0, 0.5, 0.0, 0.0]
         """
         return 1.0 if self.noise else min(1.0, max(0.0, 3 - 4 * progress))
+
+    def rate(self, progress: float) -> float:
+        """Return the share of the learning rate when so much of the training is over.
+
+        It falls as a half cosine, from the middle on.
+
+        >>> [Recipe(last_rate=0.1).rate(progress) for progress in (0.0, 0.5, 0.75, 1.0)]
+        [1.0, 1.0, 0.55, 0.1]
+        """
+        fallen = (1 - math.cos(math.pi * min(1.0, max(0.0, 2 * progress - 1)))) / 2
+        return round(1 - (1 - self.last_rate) * fallen, 9)
 
     def phases(self, step: int) -> list[Phase]:
         """List the phases of a step, counted from 0.
@@ -339,7 +358,11 @@ class Steps:
         if self.recipe.loss == "rpgan_r1_r2":
             real = self._score(discriminator, self._real(samples), samples, probability)
         value = generator_loss(self.recipe.loss, real, generated)
-        return value, {"mean_style": ops.mean(ops.stop_gradient(style), axis=0)}
+        found = {"mean_style": ops.mean(ops.stop_gradient(style), axis=0)}
+        if self.recipe.share_weight:
+            found["shares"] = share_difference(self._real(samples), shown)
+            value = value + self.recipe.share_weight * found["shares"]
+        return value, found
 
     def _path(self, arrays: Any, state: State, samples: Any) -> Any:
         style, _ = self._styles(arrays, samples)  # (M, n_layers, W)

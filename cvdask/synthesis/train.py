@@ -67,6 +67,10 @@ RAMP_UP = 0.05
 GAMMA = 0.0002
 LEAST_GAMMA = 1.0
 GAMMA_PAPER = 10.0
+# Weight of the classes' shares. A larger one brings them closer, and slices less close.
+SHARE_WEIGHT = 3.0
+# Learning rate at the end, as a share of that of the first half.
+LAST_RATE = 0.1
 # Learning rate of preset ``paper`` by the resolution that is learned.
 RATES_PAPER = {128: 0.0015, 256: 0.002, 512: 0.003, 1024: 0.003}
 RATE_PAPER = 0.001
@@ -118,10 +122,14 @@ class GanOptions:
     """What the discriminator sees: one class per voxel, or, ``softmax``, probabilities."""
     loss: Loss = "non_saturating"
     """``non_saturating`` with R1, or ``rpgan_r1_r2``: relativistic pairs with R1 and R2."""
+    share_weight: float | None = None
+    """Of the difference between the classes' shares and the real ones; None is 3, and 0 in preset
+    ``paper``."""
     learning_rate: float | None = None
-    """Of Adam; None is 0.0025, and 0.001 to 0.003 by resolution in preset ``paper``."""
+    """Of Adam, and a tenth at the end; None is 0.0025, and, kept to the end, 0.001 to 0.003 by
+    resolution in preset ``paper``."""
     gamma: float | None = None
-    """Weight of R1; None is 0.0002 · resolution² / batch, at least 0.2, and 10 in ``paper``."""
+    """Weight of R1; None is 0.0002 · resolution² / batch, at least 1, and 10 in ``paper``."""
     penalty_every: int | None = None
     """Steps from R1 to R1; None is 16, and 1 in preset ``paper``."""
     path_every: int | None = None
@@ -174,6 +182,8 @@ class GanOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < most:
                 raise ValueError(f"{name} lies between 0 and {most}. Received: {value}")
+        if self.share_weight is not None and not 0 <= self.share_weight < math.inf:
+            raise ValueError(f"share_weight is 0 or more. Received: {self.share_weight}")
         if not 0 <= self.mixing <= 1:
             raise ValueError(f"mixing lies between 0 and 1. Received: {self.mixing}")
         for name, kinds in (
@@ -387,6 +397,8 @@ def plan(slices: SliceSet, options: GanOptions, *, gpu: bool | None = None) -> G
         mixing=options.mixing,
         augment=options.augment,
         noise=chosen("noise", paper),
+        last_rate=1.0 if paper else LAST_RATE,
+        share_weight=chosen("share_weight", 0.0 if paper else SHARE_WEIGHT),
         augment_pace=min(AUGMENT_PACE, AUGMENT_SHARE * 1000 * kimg),
         dtype="bfloat16" if half else "float32",
     )
@@ -622,6 +634,7 @@ class _Training:
         rate = recipe.learning_rate
         if self.plan.architecture.preset == "paper" and self.options.learning_rate is None:
             rate = RATES_PAPER.get(level, RATE_PAPER)
+        rate *= recipe.rate(self.progress)
         half_life = min(self.plan.ema_images, RAMP_UP * max(1, self.standing.n_images))
         kept = 0.5 ** (self.plan.batch_size / half_life)
         return {"rate": np.float32(rate), "kept": np.float32(kept), "n_images": np.float32(n)}

@@ -89,6 +89,14 @@ def count_read(n_bytes: int) -> None:
         traffic.bytes_read += n_bytes
 
 
+# Requests under way at the same time, where a store takes a single key to each.
+AT_ONCE = 50
+# How obstore says how often and how long it has tried: "in 32.1ms, after 1 retries, …".
+TRIED = re.compile(
+    r"in (?:([\d.]+)s|\S+), after (\d+) retries, max_retries: (\d+), retry_timeout: (\d+)s"
+)
+
+
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
     """Turn what an object store reports by classes of its own into an OSError of one line.
@@ -126,16 +134,19 @@ async def _ask(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
 
 
 def _broke_off(error: Exception) -> bool:
-    """Tell whether a connection broke, and obstore has not tried again already.
+    """Tell whether a connection broke, and obstore has not tried again as long as it may.
 
-    Where the answer of a refusal breaks off, it gives up whatever number of times is left.
+    It gives up early where the answer of a refusal breaks off, and where a request, such as a
+    deletion, might have been carried out already.
     """
     text = str(error).partition("\n")[0]
-    return (
-        type(error).__module__.startswith("obstore")
-        and "HTTP error" in text
-        and ("max_retries" not in text or "body error" in text)
-    )
+    if not type(error).__module__.startswith("obstore") or "HTTP error" not in text:
+        return False
+    tried = TRIED.search(text)
+    if tried is None:
+        return True
+    seconds, n, most, patience = (float(one or 0) for one in tried.groups())
+    return n < most and seconds < patience
 
 
 class _CountingStore(WrapperStore[Any]):
@@ -362,16 +373,30 @@ async def _delete_listed(store: Any, prefix: str) -> None:
 
     zarr-python asks for each by itself, after a list of all: a survey of a petabyte leaves 10⁸.
     """
-    import obstore
+    import obstore.store
 
     below = f"{prefix.rstrip('/')}/" if prefix else ""
+    # GCS takes one key to a request, and of a thousand requests some break off.
+    single = isinstance(store, obstore.store.GCSStore)
     while True:
         try:
-            async for listed in obstore.list(store, below, chunk_size=1000):
-                await obstore.delete_async(store, [one["path"] for one in listed])
+            async for listed in obstore.list(store, below, chunk_size=AT_ONCE if single else 1000):
+                keys = [one["path"] for one in listed]
+                if single:
+                    await asyncio.gather(*(_delete_key(store, key) for key in keys))
+                else:
+                    await obstore.delete_async(store, keys)
             return
         except FileNotFoundError:  # somebody else deletes too: look what is left
             continue
+
+
+async def _delete_key(store: Any, key: str) -> None:
+    """Delete one object, which a request that broke off may have deleted already."""
+    import obstore
+
+    with contextlib.suppress(FileNotFoundError):
+        await _ask(lambda: obstore.delete_async(store, key))
 
 
 def read_json(url: str, key: str) -> dict[str, Any] | None:

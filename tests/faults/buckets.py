@@ -40,7 +40,7 @@ def bucket(
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    name = f"bucket-{abs(hash(request.node.nodeid))}"
+    name = f"bucket{abs(hash(request.node.nodeid))}"
     boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket=name)
     open_store.cache_clear()
     yield f"s3://{name}"

@@ -26,6 +26,17 @@ MOST_SILENT = 2
 HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
 
+def in_the_words_of_s3(headers: dict[str, str]) -> dict[str, str]:
+    """Translate what clients of GCS say in other words; the rest they say as those of S3 do."""
+    found = {name.lower(): value for name, value in headers.items()}
+    if not found.get("authorization", "").startswith("AWS4"):
+        # Of a signature, moto's server reads only which service it is for.
+        found["authorization"] = "AWS4-HMAC-SHA256 Credential=k/20200101/us-east-1/s3/aws4_request"
+    if found.pop("x-goog-if-generation-match", None) == "0":
+        found["if-none-match"] = "*"  # only where nothing is there
+    return found
+
+
 class Unreliable(http.server.BaseHTTPRequestHandler):
     """Hands requests on; which ones it spoils is drawn from a seed, in the order they come."""
 
@@ -62,7 +73,8 @@ class Unreliable(http.server.BaseHTTPRequestHandler):
         if fault in ("500", "503"):
             return self._answer(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
         forward = http.client.HTTPConnection(self.upstream)
-        forward.request(self.command, self.path, body or None, dict(self.headers))
+        headers = in_the_words_of_s3(dict(self.headers))
+        forward.request(self.command, self.path, body or None, headers)
         answer = forward.getresponse()
         data, headers = answer.read(), dict(answer.getheaders())
         forward.close()

@@ -12,6 +12,7 @@ from cvdask.synthesis.losses import (
     generator_loss,
     gradient_penalty,
     path_lengths,
+    share_difference,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -59,3 +60,38 @@ def test_the_path_length_of_a_linear_image():
     found = path_lengths(image, style, ops.convert_to_tensor(noise))
     expected = np.linalg.norm(noise.reshape(2, -1) / 4 @ matrix.T, axis=1)  # the same per layer
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
+
+
+def one_hot(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw slices of 8² voxels whose classes have these shares, (n, C), on average."""
+    drawn = [rng.choice(len(one), (8, 8), p=one) for one in shares]
+    return np.eye(shares.shape[1], dtype=np.float32)[np.stack(drawn)]
+
+
+def test_the_difference_of_shares_is_by_halves():
+    real = one_hot(np.full((4, 3), 1 / 3), RANDOM)
+    generated = one_hot(np.tile([0.5, 0.25, 0.25], (4, 1)), RANDOM)
+    differences = (generated - real).mean((1, 2)) / real.mean((0, 1, 2))
+    expected = (differences[:2].mean(0) * differences[2:].mean(0)).sum()
+    found = share_difference(ops.convert_to_tensor(real), ops.convert_to_tensor(generated))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    # A single slice is both halves; a class of no voxel divides by no zero.
+    alone = share_difference(
+        ops.convert_to_tensor(np.eye(2, dtype=np.float32)[np.zeros((1, 2, 2), int)]),
+        ops.convert_to_tensor(np.eye(2, dtype=np.float32)[np.ones((1, 2, 2), int)]),
+    )
+    assert float(alone) == pytest.approx(1 + (1 / 0.01) ** 2, rel=1e-5)
+
+
+def test_the_difference_of_shares_holds_no_chance():
+    # Slices of very different shares, but the same on average: a plain square would be large.
+    rng = np.random.default_rng(1)
+    shares = np.stack([share := rng.random(2000), 1 - share], axis=1)
+    found = np.array(
+        [
+            float(share_difference(*(ops.convert_to_tensor(one_hot(part, rng)) for part in parts)))
+            for parts in shares.reshape(250, 2, 4, 2)
+        ]
+    )
+    assert abs(found.mean()) < 3 * found.std() / 250**0.5
+    assert found.std() > 0.05

@@ -99,7 +99,7 @@ TWO_STEPS = """
 
     found = {}
     for name, architecture, level in (("default", TINY, None), ("paper", PAPER, 8)):
-        recipe = Recipe()
+        recipe = Recipe(share_weight=1.0)
         steps = Steps(architecture, recipe, level=level)
         state = {k: ops.convert_to_tensor(v) for k, v in start(architecture, 0).items()}
         pace = {k: ops.convert_to_tensor(v) for k, v in PACE.items()}
