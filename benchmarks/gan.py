@@ -105,7 +105,7 @@ def images_per_second(
                 n = size // 2 if phase == "path" else size
                 drawn = draw(architecture, recipe, (0, step, PHASES.index(phase)), n)
                 samples = {"channels": channels[:n], "places": places[:n], **drawn}
-                samples["fade"] = samples["grain"] = np.float32(1)
+                samples |= dict.fromkeys(("fade", "grain", "share_weight"), np.float32(1))
                 pace = {"rate": np.float32(1e-3), "kept": np.float32(0.99)}
                 pace["n_images"] = np.float32(n)
                 state, _ = taker.step(steps, phase, state, samples, pace)

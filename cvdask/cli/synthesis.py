@@ -177,7 +177,7 @@ def train_gan(
     share_weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of the classes' shares in the generator's loss; by default 3, in preset "
+            help="Weight of the classes' shares in the generator's loss; by default 1, in preset "
             "paper 0.",
             rich_help_panel=RARE,
         ),

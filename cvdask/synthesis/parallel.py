@@ -20,7 +20,7 @@ from cvdask.synthesis.autodiff import on, put
 from cvdask.synthesis.steps import Phase, State, Steps
 
 # What all samples of a step share.
-SHARED = ("fade", "grain")
+SHARED = ("fade", "grain", "share_weight")
 
 
 class Devices:

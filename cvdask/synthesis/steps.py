@@ -88,7 +88,8 @@ class Recipe:
     smoothing : float
         Share of a real voxel's class that all classes are given alike, with head ``softmax``.
     share_weight : float
-        Of the difference between the classes' shares, in the generator's loss; 0 for none.
+        Of the difference between the classes' shares, in the generator's loss; 0 for none. It grows
+        as the learning rate falls: what slices look like is learned first.
     last_rate : float
         Learning rate at the end, as a share of that before: see :meth:`rate`.
     dtype : str
@@ -235,8 +236,8 @@ class Steps:
         phase : Phase
         state : mapping of str to array
         samples : mapping of str to array
-            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade`` and
-            ``grain``, numbers, and what :func:`draw` draws.
+            ``channels`` (N, S, R, R) uint8 of real slices, ``places`` (N, S), ``fade``, ``grain``
+            and ``share_weight``, numbers, and what :func:`draw` draws.
 
         Returns
         -------
@@ -361,7 +362,7 @@ class Steps:
         found = {"mean_style": ops.mean(ops.stop_gradient(style), axis=0)}
         if self.recipe.share_weight:
             found["shares"] = share_difference(self._real(samples), shown)
-            value = value + self.recipe.share_weight * found["shares"]
+            value = value + samples["share_weight"] * found["shares"]
         return value, found
 
     def _path(self, arrays: Any, state: State, samples: Any) -> Any:

@@ -68,7 +68,7 @@ GAMMA = 0.0002
 LEAST_GAMMA = 1.0
 GAMMA_PAPER = 10.0
 # Weight of the classes' shares. A larger one brings them closer, and slices less close.
-SHARE_WEIGHT = 3.0
+SHARE_WEIGHT = 1.0
 # Learning rate at the end, as a share of that of the first half.
 LAST_RATE = 0.1
 # Learning rate of preset ``paper`` by the resolution that is learned.
@@ -123,8 +123,8 @@ class GanOptions:
     loss: Loss = "non_saturating"
     """``non_saturating`` with R1, or ``rpgan_r1_r2``: relativistic pairs with R1 and R2."""
     share_weight: float | None = None
-    """Of the difference between the classes' shares and the real ones; None is 3, and 0 in preset
-    ``paper``."""
+    """Of the difference between the classes' shares and the real ones, and ten times that at the
+    end; None is 1, and 0 in preset ``paper``."""
     learning_rate: float | None = None
     """Of Adam, and a tenth at the end; None is 0.0025, and, kept to the end, 0.001 to 0.003 by
     resolution in preset ``paper``."""
@@ -613,6 +613,7 @@ class _Training:
                 "places": batch.place[:n],
                 "fade": np.float32(fade),
                 "grain": np.float32(recipe.grain(self.progress)),
+                "share_weight": np.float32(recipe.share_weight / recipe.rate(self.progress)),
                 **draw(architecture, recipe, key, n),
             }
             self.state, found = self.devices.step(

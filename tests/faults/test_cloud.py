@@ -74,6 +74,7 @@ def write_sources(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
 def test_the_whole_way_on_s3(
     bucket: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

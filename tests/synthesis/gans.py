@@ -44,6 +44,7 @@ def samples_of(architecture: Architecture, recipe: Recipe, n: int = 4, step: int
         "places": np.sort(random.random((n, s)).astype(np.float32), axis=1),
         "fade": np.float32(0.5 if architecture.preset == "paper" else 1),
         "grain": np.float32(1),
+        "share_weight": np.float32(2),
         **draw(architecture, recipe, (0, step, 0), n),
     }
 
