@@ -13,7 +13,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,9 +40,9 @@ BLOCKS = Grid((192, 256, 256), (64, 64, 64))
 LOOK_SECONDS = 0.005
 
 
-def start(url: Path, client: str = "serial") -> subprocess.Popen[str]:
+def start(url: Path, client: str = "serial", inside: Sequence[str] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(url), client],
+        [*inside, sys.executable, "-c", COMMAND, str(url), client],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -105,24 +105,48 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 class Cluster:
-    """A scheduler and two workers, each a process of its own on loopback."""
+    """A scheduler and two workers, each a process of its own, on loopback or at other addresses.
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder, self._stack = folder, stack
+    Parameters
+    ----------
+    folder : Path
+        Where workers keep what they must.
+    stack : ExitStack
+        Ends the processes.
+    host : str
+        Address of the scheduler and of the second worker.
+    first : str, sequence of str
+        Address of the first worker, and the command that starts it there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        host: str = "127.0.0.1",
+        first: tuple[str, Sequence[str]] = ("127.0.0.1", ()),
+    ) -> None:
+        self._stack = stack
         file = folder / "scheduler.json"
-        self.scheduler = self._start("dask_scheduler", "--port", "0", "--scheduler-file", str(file))
+        where = ("--port", "0", "--scheduler-file", str(file))
+        self.scheduler = self._start("dask_scheduler", host, (), *where)
         while not file.exists() or not file.read_text().rstrip().endswith("}"):
             self._look(self.scheduler)
         self.address = str(json.loads(file.read_text())["address"])
         options = ["--no-nanny", "--nthreads", "1", "--local-directory", str(folder)]
-        self.workers = [self._start("dask_worker", self.address, *options) for _ in range(2)]
+        self.workers = [
+            self._start("dask_worker", *place, self.address, *options)
+            for place in (first, (host, ()))
+        ]
         self._wait_for_workers()
 
-    def _start(self, module: str, *options: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, module: str, host: str, inside: Sequence[str], *options: str
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", f"distributed.cli.{module}"),
-                *("--host", "127.0.0.1", "--no-dashboard", *options),
+                *(*inside, sys.executable, "-m", f"distributed.cli.{module}"),
+                *("--host", host, "--no-dashboard", *options),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
