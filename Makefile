@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults lint bench clean
+.PHONY: help demo test faults lint audit bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
@@ -34,11 +34,16 @@ lint: $(STAMP) ## check rules, format and type hints
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy cvdask
 
+audit: ## look all pinned versions up among the known vulnerabilities (needs the network)
+	$(PYTHON) -m venv .audit
+	.audit/bin/python -m pip install --quiet pip-audit
+	.audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
 bench: $(STAMP) ## measure the claims of benchmarks/RESULTS.md, with the peers beside it
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run_all.py
 
 clean: ## remove the environment and all that was built, cached or drawn
-	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .audit build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
