@@ -11,6 +11,9 @@
    a CPU ends with the same bytes.
 4. The best generator becomes ``out``.
 
+In the second half the recipe changes: the noise of voxels fades out, the learning rate falls, and
+the weight of the classes' shares grows (:class:`cvdask.synthesis.steps.Recipe`).
+
 ``<out>`` stands for the path without ``.keras``. Preset ``paper`` learns one resolution after the
 other, by :func:`growth`; the default learns all at once.
 """
