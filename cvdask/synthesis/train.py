@@ -688,8 +688,8 @@ class _Training:
         now.largest = self.devices.largest
         finest = level == self.plan.architecture.resolution
         best = math.inf if now.best_distance is None else now.best_distance
-        # Any generator with less noise is better: noise is meant to go.
-        better = distance is None or (grain, distance) < (now.best_noise, best)
+        # Noise is meant to go, and doubles a distance; clean shapes that are wrong are no better.
+        better = distance is None or distance * (1 + grain) < best * (1 + now.best_noise)
         if finest and now.step and better:
             now.best_distance, now.best_step, now.best_noise = distance, now.step, grain
             gan_file.save(self._gan(grain, arrays, {"report": record}), files.best)
