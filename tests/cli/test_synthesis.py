@@ -47,7 +47,8 @@ def test_every_option_reaches_the_function(call: Call, received: dict[str, Any])
         "z_range": (2, 9), "exclude": (3, 5), "crop": "random", "reduction": 2, "kimg": 1.5,
         "max_minutes": 2.5, "batch_size": 6, "width": 3, "max_width": 7, "latent": 5,
         "n_mapping": 3, "head": "softmax", "loss": "rpgan_r1_r2", "share_weight": 2.0,
-        "learning_rate": 0.01, "gamma": 4.0, "penalty_every": 2, "path_every": 8, "mixing": 0.5, "noise": True,
+        "learning_rate": 0.01, "gamma": 4.0, "penalty_every": 2, "path_every": 8, "mixing": 0.5,
+        "noise": True,
         "augment": False, "ema_kimg": 0.5, "mixed_precision": "float32", "n_devices": 1,
         "report_kimg": 0.25, "n_judged": 12, "seed": 7,
     }  # fmt: skip
