@@ -149,7 +149,7 @@ class Reference:
 
 
 def reference_of(slices: SliceSet, most: int = ENOUGH_SLICES) -> Reference:
-    """Fit the reference to slices of a set, spread evenly over it.
+    """Fit the reference to slices of a set, as a training sees them.
 
     Parameters
     ----------
@@ -157,8 +157,8 @@ def reference_of(slices: SliceSet, most: int = ENOUGH_SLICES) -> Reference:
     most : int
         Slices, at most.
     """
-    index = slices.spread(most)
-    return fit_reference(slices.read(index), slices.n_channels, volume=slices.volume[index])
+    real, index = slices.examples(most)
+    return fit_reference(real, slices.n_channels, volume=slices.volume[index])
 
 
 def fit_reference(

@@ -49,8 +49,7 @@ class Judge:
         self, slices: SliceSet, n_latent: int, n: int, seed: int, distance: Distance | None
     ) -> None:
         random = np.random.default_rng((seed, STREAM))
-        numbers = np.linspace(0, slices.n_slices - 1, min(n, slices.n_slices)).round().astype(int)
-        self.real = slices.read(numbers)  # (n', R, R) uint8
+        self.real, _ = slices.examples(n)  # (n', R, R) uint8
         self.n_channels = slices.n_channels
         self.distance = distance
         self._latents = random.standard_normal((n, n_latent), np.float32)

@@ -63,6 +63,8 @@ FEW_SLICES = 50
 # Batches that are made ahead.
 AHEAD = 4
 DEFAULT_CACHE_BYTES = 2**30
+# Random squares of examples that are cut out at a time.
+EXAMPLES = 64
 # Streams of chance of one seed: they must not repeat one another.
 ORDER, DRAW = 1, 2
 
@@ -355,6 +357,28 @@ class SliceSet:
         return np.unique(np.linspace(0, self.n_slices - 1, n).round().astype(np.int64))
 
     # What is taken
+
+    def examples(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return slices as a training sees them: spread over the set, or of random squares.
+
+        Parameters
+        ----------
+        most : int
+            Slices, at most; where samples are cropped at random, exactly.
+
+        Returns
+        -------
+        slices : (n, R, R) uint8
+            Channel numbers.
+        index : (n,) int64
+            Numbers of the slices.
+        """
+        if self._crop == "centre":
+            index = self.spread(most)
+            return self.read(index), index
+        steps = [self.batch(step, EXAMPLES) for step in range(-(-most // EXAMPLES))]
+        channels = np.concatenate([batch.channels[:, 0] for batch in steps])[:most]
+        return channels, np.concatenate([batch.index[:, 0] for batch in steps])[:most]
 
     def batch(self, step: int, size: int) -> Batch:
         """Make the batch of one step: the same for the same seed, step and size.

@@ -116,6 +116,25 @@ def test_squares_are_those_of_the_volume(tmp_path, options, shard):
     assert (batch.place.dtype, batch.index.dtype) == (np.float32, np.int64)
 
 
+def test_examples_are_what_a_training_sees(tmp_path):
+    sample = write_classes(tmp_path / "cell.zarr", voxels())
+    centred = opened(sample, resolution=8)
+    slices, index = centred.examples(5)
+    assert index.tolist() == centred.spread(5).tolist()
+    np.testing.assert_array_equal(slices, centred.read(index))
+    # Random squares: more than there are slices, and the same as in the first batches.
+    random = opened(sample, resolution=8, crop="random")
+    slices, index = random.examples(70)
+    assert slices.shape == (70, 8, 8)
+    batches = [random.batch(step, 64) for step in (0, 1)]
+    expected = np.concatenate([batch.channels[:, 0] for batch in batches])[:70]
+    np.testing.assert_array_equal(slices, expected)
+    np.testing.assert_array_equal(
+        index, np.concatenate([batch.index[:, 0] for batch in batches])[:70]
+    )
+    assert len(np.unique(slices, axis=0)) > centred.n_slices
+
+
 @pytest.mark.parametrize("reduction", [1, 2])
 def test_random_crops_are_cut_out_anywhere(tmp_path, reduction):
     data = voxels()
