@@ -68,11 +68,11 @@ def test_whole_slices_where_they_fit():
         "shape": [128, 2048, 2048],
         "read_bytes": 128 * 2048**2,
         "write_bytes": 128 * 2048**2,
-        # One slice a call: 5 × 24 features and 3 probabilities, 4 bytes each.
-        "task_bytes": 4 * 123 * 2048**2 + 3 * 16 * 2048**2,
+        # One slice a call: 6 × 24 features and 3 probabilities, 4 bytes each.
+        "task_bytes": 4 * 147 * 2048**2 + 3 * 16 * 2048**2,
         "stored_bytes_estimate": int(0.05 * 128 * 2048**2),
         "batch_size": 1,
-        "network_bytes": 4 * 123 * 2048**2,
+        "network_bytes": 4 * 147 * 2048**2,
         "computed_pixels": 128 * 2048**2,
         "halo_share": 0.0,
     }
