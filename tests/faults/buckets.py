@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,13 +55,11 @@ def _rclone(folder: Path) -> Iterator[str]:
     output = folder.parent / f"{folder.name}.log"
     with output.open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            for _ in range(600):
-                found = re.search(r"http://[\d.:]+", output.read_text())
-                if found or process.poll() is not None:
-                    break
-                time.sleep(0.05)
-            assert found, output.read_text()
-            yield found[0]
+            while not (found := re.search(r"http://[\d.:]+/", output.read_text())):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
+                    raise AssertionError(output.read_text())  # it ended instead of serving
+            yield found[0].rstrip("/")
         finally:
             process.terminate()
 

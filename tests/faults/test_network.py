@@ -69,32 +69,35 @@ def cable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cable]:
         ip("netns", "del", NAMESPACE)  # and the cable with it
 
 
-def test_a_worker_is_never_heard_of_again(
+@pytest.fixture
+def cut_off(
     cable: Cable, tmp_path: Path, stack: ExitStack, undisturbed: dict[str, str]
-) -> None:
+) -> subprocess.Popen[str]:
+    """A command under way, one of whose two workers has just been cut off."""
     cluster = Cluster(tmp_path, stack, HERE, (THERE, INSIDE))
-    url = tmp_path / "cell.zarr"
-    process = start(url, cluster.address)
-    wait_for_files(process, url, len(undisturbed) // 8)
+    process = start(tmp_path / "cell.zarr", cluster.address)
+    wait_for_files(process, tmp_path / "cell.zarr", len(undisturbed) // 8)
     cable.pull()
-    said = finish(process)
-    assert process.returncode == 0, said
-    assert tree_digest(url) == undisturbed
+    return process
+
+
+def test_a_worker_is_never_heard_of_again(
+    cut_off: subprocess.Popen[str], tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    said = finish(cut_off)
+    assert cut_off.returncode == 0, said
+    assert tree_digest(tmp_path / "cell.zarr") == undisturbed
 
 
 @pytest.mark.slow
 def test_a_worker_is_silent_for_a_while(
-    cable: Cable, tmp_path: Path, stack: ExitStack, undisturbed: dict[str, str]
+    cut_off: subprocess.Popen[str], cable: Cable, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    cluster = Cluster(tmp_path, stack, HERE, (THERE, INSIDE))
     url = tmp_path / "cell.zarr"
-    process = start(url, cluster.address)
-    wait_for_files(process, url, len(undisturbed) // 8)
-    cable.pull()
-    wait_for_files(process, url, n_files(url) + 2)  # the other one goes on
+    wait_for_files(cut_off, url, n_files(url) + 2)  # the other one goes on
     cable.plug_in()
-    said = finish(process)
-    assert process.returncode == 0, said
+    said = finish(cut_off)
+    assert cut_off.returncode == 0, said
     assert tree_digest(url) == undisturbed
 
 
