@@ -300,6 +300,7 @@ TRAIN_GAN: Keys = {
     "path_every": WHOLE,
     "mixing": NUMBER,
     "noise": FLAG,
+    "share_weight": NUMBER,
     "augment": FLAG,
     "ema_kimg": NUMBER,
     "mixed_precision": one_of("auto", "float32", "mixed_bfloat16"),
