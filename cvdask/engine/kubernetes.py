@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dask.utils import parse_bytes
 
 from cvdask.engine.cluster_options import ClusterOptions
-from cvdask.engine.launch import open_client
+from cvdask.engine.launch import WORKER_ENVIRONMENT, open_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -151,6 +151,7 @@ def _container(
         "DASK_SCHEDULER_ADDRESS": address,
         "HOME": "/tmp",
         "NUMBA_CACHE_DIR": "/tmp/numba",
+        **WORKER_ENVIRONMENT,
         f"{prefix}REQUIRE_ENCRYPTION": "True",
         f"{prefix}TLS__CA_FILE": f"{TLS_FOLDER}/ca.crt",
         **{f"{prefix}TLS__{role}__CERT": f"{TLS_FOLDER}/tls.crt" for role in roles},

@@ -20,6 +20,7 @@ from cvdask.engine import launch
 from cvdask.engine.cluster import DaskPool, Limits, check_client, connect
 from cvdask.engine.cluster_options import VARIABLE, ClusterOptions, GpuGroup
 from cvdask.engine.launch import (
+    WORKER_ENVIRONMENT,
     add_gpu_jobs,
     batch_cluster,
     check_startable,
@@ -114,6 +115,7 @@ def test_job_scripts(kind: str, lines: list[str], batch: ClusterOptions) -> None
         script = started.job_script()
     assert set(lines) <= set(script.splitlines())
     assert "module load python\n" in script
+    assert [f"export {one}={v}" in script for one, v in WORKER_ENVIRONMENT.items()] == [True, True]
     command = script.splitlines()[-1]
     # 26 hours are 93 600 s
     assert "--lifetime 84240s --lifetime-stagger 4680s" in command
@@ -182,6 +184,20 @@ def test_jobs_with_a_gpu(
 
 def gpu_of_worker() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_workers_keep_memory_for_the_next_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given() -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+
+    for name in WORKER_ENVIRONMENT:
+        monkeypatch.setenv(name, "1")  # the workers' memory is the user's before it is ours
+    with connect("local", workers=1) as pool:
+        assert pool.submit(given).result() == dict.fromkeys(WORKER_ENVIRONMENT, "1")
+    for name in WORKER_ENVIRONMENT:
+        monkeypatch.delenv(name)
+    with connect("local", workers=1) as pool:
+        assert pool.submit(given).result() == WORKER_ENVIRONMENT
 
 
 def test_jobs_work_over_tls_and_are_cancelled(batch: ClusterOptions, jobs: Path) -> None:
