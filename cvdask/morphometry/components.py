@@ -260,13 +260,13 @@ def number_part(min_voxels: int, survey: Survey, part: Block) -> dict[str, Any]:
     rows, _ = total_rows(survey, part.index)
     keys = rows[rows[:, N_VOXELS] >= min_voxels, KEY]
     key = survey.key("numbered", part.index)
-    write_arrays(survey.scratch_url, key, {"keys": keys})
+    write_arrays(survey.scratch_url, {key: {"keys": keys}})
     return {"objects": [0, len(keys)], "small": len(rows) - len(keys)}
 
 
 @lru_cache(maxsize=4)
 def _numbered_keys(survey: Survey, part: int) -> np.ndarray:
-    return read_arrays(survey.scratch_url, survey.key("numbered", part))["keys"]
+    return read_arrays(survey.scratch_url, survey.key("numbered", part))[0]["keys"]
 
 
 def labels_of(survey: Survey, numbers: Numbering, keys: np.ndarray) -> np.ndarray:

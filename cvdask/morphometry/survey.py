@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -403,22 +403,28 @@ def scan_block(survey: Survey, block: Block) -> dict[str, Any]:
 
 def _write_examined(survey: Survey, block: Block, found: Examined) -> None:
     undecided, times = np.unique(found.undecided, axis=0, return_counts=True)
-    arrays = {"rows": found.rows, "undecided": undecided.reshape(-1, 8), "times": times}
-    write_arrays(survey.scratch_url, survey.key("rows", block.index), arrays)
+    rows = {"rows": found.rows, "undecided": undecided.reshape(-1, 8), "times": times}
+    left: dict[str, Mapping[str, np.ndarray]] = {survey.key("rows", block.index): rows}
     if len(survey.grid) > 1:
         flat = {name: plane.ravel() for name, plane in found.faces.items()}
-        write_arrays(survey.scratch_url, survey.key("faces", block.index), flat)
+        left[survey.key("faces", block.index)] = flat
+    write_arrays(survey.scratch_url, left)
 
 
-def read_faces(survey: Survey, block: Block) -> dict[str, np.ndarray]:
-    """Read what lies on the faces of a block."""
-    z, y, x = survey.box(block).shape
-    shapes = {"z": (2, y, x), "y": (2, z, x), "x": (2, z, y)}
-    found = read_arrays(survey.scratch_url, survey.key("faces", block.index))
-    return {
-        name: array.reshape(shapes[name[-1]]) if "_" in name else array
-        for name, array in found.items()
-    }
+def read_faces(survey: Survey, blocks: Sequence[Block]) -> list[dict[str, np.ndarray]]:
+    """Read what lies on the faces of blocks."""
+    keys = (survey.key("faces", block.index) for block in blocks)
+    several = []
+    for block, found in zip(blocks, read_arrays(survey.scratch_url, *keys), strict=True):
+        z, y, x = survey.box(block).shape
+        shapes = {"z": (2, y, x), "y": (2, z, x), "x": (2, z, y)}
+        several.append(
+            {
+                name: array.reshape(shapes[name[-1]]) if "_" in name else array
+                for name, array in found.items()
+            }
+        )
+    return several
 
 
 def seam_block(survey: Survey, block: Block) -> dict[str, Any]:
@@ -426,24 +432,22 @@ def seam_block(survey: Survey, block: Block) -> dict[str, Any]:
     grid = survey.grid
     if len(grid) == 1:
         return {"edges": 0}
-    faces = {}
-    for offset in (*ABOVE, *BELOW):
-        number = grid.beside(block.index, offset)
-        if number is not None:
-            faces[offset] = read_faces(survey, grid[number])
+    beside = {offset: grid.beside(block.index, offset) for offset in (*ABOVE, *BELOW)}
+    blocks = {offset: grid[number] for offset, number in beside.items() if number is not None}
+    faces = dict(zip(blocks, read_faces(survey, list(blocks.values())), strict=True))
     seam = count_seam(faces, survey.ends(survey.box(block)), survey.connectivity, survey.layout)
     undecided, times = np.unique(seam.undecided, axis=0, return_counts=True)
     arrays = {"edges": seam.edges, "undecided": undecided.reshape(-1, 8), "times": times}
     if survey.full:
         arrays["rows"] = seam.rows
-    write_arrays(survey.scratch_url, survey.key("seams", block.index), arrays)
+    write_arrays(survey.scratch_url, {survey.key("seams", block.index): arrays})
     return {"edges": len(seam.edges)}
 
 
 def _edges_of(survey: Survey, block: Block) -> np.ndarray:
     if len(survey.grid) == 1:
         return np.zeros((0, 2), np.int64)
-    return read_arrays(survey.scratch_url, survey.key("seams", block.index))["edges"]
+    return read_arrays(survey.scratch_url, survey.key("seams", block.index))[0]["edges"]
 
 
 def contract(several: list[np.ndarray]) -> np.ndarray:
@@ -484,7 +488,8 @@ def _write_merged(survey: Survey, merged: np.ndarray) -> None:
     """Leave the first of each chain for those who look up the keys of one layer of blocks."""
     for layer, first, last in _layers(survey):
         begin, end = np.searchsorted(merged[:, 0], [first, last])
-        write_arrays(survey.scratch_url, survey.key("merged", layer), {"pairs": merged[begin:end]})
+        key = survey.key("merged", layer)
+        write_arrays(survey.scratch_url, {key: {"pairs": merged[begin:end]}})
 
 
 def _layers(survey: Survey) -> Iterator[tuple[int, int, int]]:
@@ -501,7 +506,7 @@ def _merged_layer(survey: Survey, layer: int) -> np.ndarray:
     cells = survey.grid.cells
     if survey.connectivity is None or not cells.start[0] <= layer < cells.stop[0]:
         return np.zeros((0, 2), np.int64)
-    return read_arrays(survey.scratch_url, survey.key("merged", layer))["pairs"]
+    return read_arrays(survey.scratch_url, survey.key("merged", layer))[0]["pairs"]
 
 
 def first_of_chain(survey: Survey, block: Block, keys: np.ndarray) -> np.ndarray:
@@ -520,8 +525,7 @@ def gather_block(survey: Survey, block: Block) -> dict[str, Any]:
     if len(survey.grid) > 1:
         sources.append(survey.key("seams", block.index))
     rows = []
-    for key in sources:
-        found = read_arrays(survey.scratch_url, key)
+    for found in read_arrays(survey.scratch_url, *sources):
         for own in (found.get("rows"), _decide(survey, block, found)):
             if own is not None and len(own):
                 own[:, KEY] = first_of_chain(survey, block, own[:, KEY])
@@ -531,9 +535,11 @@ def gather_block(survey: Survey, block: Block) -> dict[str, Any]:
     everything = np.concatenate(rows)
     parts = survey.part(everything[:, KEY])
     met = np.unique(parts).tolist()
-    for part in met:
-        chosen = {"rows": everything[parts == part]}
-        write_arrays(survey.scratch_url, survey.key("gathered", part, block.index), chosen)
+    handed = {
+        survey.key("gathered", part, block.index): {"rows": everything[parts == part]}
+        for part in met
+    }
+    write_arrays(survey.scratch_url, handed)
     return {"parts": met}
 
 
@@ -575,7 +581,7 @@ def total_rows(survey: Survey, part: int) -> tuple[np.ndarray, np.ndarray]:
             f"{redact(survey.scratch_url)}/{prefix} holds what {len(keys)} blocks have left, of "
             f"{survey.gathered[part]}: the rest is gone. Run the same command with --overwrite"
         )
-    found = [read_arrays(survey.scratch_url, key)["rows"] for key in keys]
+    found = [one["rows"] for one in read_arrays(survey.scratch_url, *keys)]
     rows = np.concatenate(found) if found else survey.layout.empty(0)
     return merge_rows(rows, survey.layout)
 

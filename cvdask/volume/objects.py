@@ -17,7 +17,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +33,8 @@ _Answer = TypeVar("_Answer")
 
 # At most, before a request is made again.
 WAITS_SECONDS = (0.1, 0.4, 1.6)
+# Of one call, at a time.
+MOST_REQUESTS = 32
 
 
 @dataclass
@@ -133,6 +135,17 @@ async def _ask(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
         # Drawn, so that many workers do not come back at the same time.
         await asyncio.sleep(random.uniform(0, wait))
     raise AssertionError("the last wait is None")
+
+
+async def _together(requests: Iterable[Callable[[], Awaitable[_Answer]]]) -> list[_Answer]:
+    """Make several requests, not too many at a time; answers are in their order."""
+    free = asyncio.Semaphore(MOST_REQUESTS)
+
+    async def make(request: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        async with free:
+            return await request()
+
+    return await asyncio.gather(*map(make, requests))
 
 
 def _broke_off(error: Exception) -> bool:
@@ -272,9 +285,17 @@ def open_store(url: str) -> Any:
 
 def view_object(url: str, key: str) -> memoryview | None:
     """Read what is stored under a key, without another copy; None where the key is absent."""
-    store = open_store(normalize_url(url))
-    buffer = sync(store.get(key, default_buffer_prototype()))
-    return None if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+    return view_objects(url, [key])[0]
+
+
+def view_objects(url: str, keys: Iterable[str]) -> list[memoryview | None]:
+    """Read what is stored under several keys, at the same time; None where a key is absent."""
+    store, prototype = open_store(normalize_url(url)), default_buffer_prototype()
+    buffers = sync(_together(partial(store.get, key, prototype) for key in keys))
+    return [
+        None if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
+        for buffer in buffers
+    ]
 
 
 def view_tail(url: str, key: str, n_bytes: int) -> memoryview | None:
@@ -291,15 +312,12 @@ def view_ranges(url: str, key: str, ranges: Sequence[tuple[int, int]]) -> list[m
     What lies behind the end is missing from the result, as is all of an absent key.
     """
     store, prototype = open_store(normalize_url(url)), default_buffer_prototype()
-
-    async def read() -> list[Buffer | None]:
-        return await asyncio.gather(
-            *(store.get(key, prototype, RangeByteRequest(a, b)) for a, b in ranges)
-        )
-
+    buffers = sync(
+        _together(partial(store.get, key, prototype, RangeByteRequest(a, b)) for a, b in ranges)
+    )
     return [
         memoryview(b"") if buffer is None else memoryview(buffer.as_buffer_like()).cast("B")
-        for buffer in sync(read())
+        for buffer in buffers
     ]
 
 
@@ -317,8 +335,17 @@ def object_exists(url: str, key: str) -> bool:
 
 def write_object(url: str, key: str, data: bytes | memoryview) -> None:
     """Write bytes under a key. Readers see all of them or none (temporary file, then rename)."""
-    buffer = default_buffer_prototype().buffer.from_bytes(data)
-    sync(open_store(normalize_url(url)).set(key, buffer))
+    write_objects(url, {key: data})
+
+
+def write_objects(url: str, data: Mapping[str, bytes | memoryview]) -> None:
+    """Write bytes under several keys at the same time; each as :func:`write_object` does."""
+    store, prototype = open_store(normalize_url(url)), default_buffer_prototype()
+    sync(
+        _together(
+            partial(store.set, key, prototype.buffer.from_bytes(one)) for key, one in data.items()
+        )
+    )
 
 
 def write_parts(url: str, key: str, parts: Iterable[bytes | memoryview]) -> int:

@@ -1,8 +1,9 @@
 """How do tasks hand arrays to one another? As small objects below the output, checked when read.
 
-1. :func:`write_arrays` stores named integer arrays in one object. Each is kept in the smallest type
-   that holds it: partial sums of objects are mostly zeros and small numbers.
-2. :func:`read_arrays` returns them, or says that the object is gone or damaged.
+1. :func:`write_arrays` stores named integer arrays, a set of them in each object. Each is kept
+   in the smallest type that holds it: partial sums of objects are mostly zeros and small numbers.
+2. :func:`read_arrays` returns them, or says that an object is gone or damaged. Both see to several
+   objects at a time: from an object store, each answer is a while in coming.
 3. :func:`write_checked` and :func:`read_checked` do the same with bytes of any kind, or one array
    whose type and shape the reader knows.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from cvdask.errors import DamagedData
-from cvdask.volume.objects import read_object, redact, write_object
+from cvdask.volume.objects import redact, view_object, view_objects, write_object, write_objects
 
 # The checksum is what matters; level 1 is as fast as writing is.
 CODEC = Zstd(level=1, checksum=True)
@@ -70,14 +71,17 @@ def unpack(data: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write_arrays(url: str, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Store named integer arrays in one object."""
-    write_checked(url, key, pack(arrays))
+def write_arrays(url: str, several: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Store named integer arrays, a set of them under each key."""
+    write_objects(url, {key: bytes(CODEC.encode(pack(one))) for key, one in several.items()})
 
 
-def read_arrays(url: str, key: str) -> dict[str, np.ndarray]:
-    """Read named integer arrays, as int64; see :func:`read_checked`."""
-    return unpack(read_checked(url, key))
+def read_arrays(url: str, *keys: str) -> list[dict[str, np.ndarray]]:
+    """Read the named integer arrays under each key, as int64; see :func:`read_checked`."""
+    found = view_objects(url, keys)
+    return [
+        unpack(bytes(_decoded(url, key, data, None))) for key, data in zip(keys, found, strict=True)
+    ]
 
 
 def write_checked(url: str, key: str, data: bytes | np.ndarray, *, dense: bool = False) -> None:
@@ -96,19 +100,20 @@ def read_checked(url: str, key: str) -> bytes:
     DamagedData
         When the object is gone or its bytes are not what was written.
     """
-    return bytes(_decoded(url, key, None))
+    return bytes(_decoded(url, key, view_object(url, key), None))
 
 
 def read_array(url: str, key: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Read an array that :func:`write_checked` has stored; see :func:`read_checked`."""
     found = np.empty(shape, dtype)
-    _decoded(url, key, found)
+    _decoded(url, key, view_object(url, key), found)
     return found
 
 
-def _decoded(url: str, key: str, out: np.ndarray | None) -> bytes | np.ndarray:
+def _decoded(
+    url: str, key: str, data: memoryview | None, out: np.ndarray | None
+) -> bytes | np.ndarray:
     where = f"{redact(url)}/{key}"
-    data = read_object(url, key)
     if data is None:
         raise DamagedData(f"{where} is gone: run the same command with --overwrite")
     try:

@@ -309,11 +309,11 @@ def read_states(folder: Path) -> Any:
 
 
 def write_scratch(folder: Path) -> None:
-    write_arrays(str(folder), "part", {"a": np.arange(99), "b": np.array([[1, -(2**40)]])})
+    write_arrays(str(folder), {"part": {"a": np.arange(99), "b": np.array([[1, -(2**40)]])}})
 
 
 def read_scratch(folder: Path) -> Any:
-    return {name: array.tolist() for name, array in read_arrays(str(folder), "part").items()}
+    return {name: array.tolist() for name, array in read_arrays(str(folder), "part")[0].items()}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -36,13 +36,13 @@ def test_no_key_beside_large_keys(high):
 
 def test_small_numbers_take_little_room(tmp_path):
     columns = np.stack([np.arange(100_000) % 100, np.full(100_000, 2**40)], axis=1)
-    write_arrays(str(tmp_path), "a", {"rows": columns})
+    write_arrays(str(tmp_path), {"a": {"rows": columns}})
     assert (tmp_path / "a").stat().st_size < 20_000
 
 
 def test_they_are_stored(tmp_path: Path):
-    write_arrays(str(tmp_path), "a/b", {"x": np.array([[1, -2]])})
-    assert read_arrays(str(tmp_path), "a/b")["x"].tolist() == [[1, -2]]
+    write_arrays(str(tmp_path), {"a/b": {"x": np.array([[1, -2]])}})
+    assert read_arrays(str(tmp_path), "a/b")[0]["x"].tolist() == [[1, -2]]
     with pytest.raises(DamagedData, match=r"a/c is gone.*--overwrite"):
         read_arrays(str(tmp_path), "a/c")
     good = (tmp_path / "a/b").read_bytes()
