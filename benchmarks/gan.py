@@ -12,6 +12,9 @@ networks; backward to inputs and weights costs as much as forward, each::
     generator       3 G + 2 D            path   6 G for half of the batch, every 4th step
 
 Only products count, not what is added, blurred or drawn, so the share of the peak is a lower bound.
+With ``--peer`` the same networks are trained in PyTorch beside it, for as long
+(``gan_torch_peer.py``), in an environment of its own.
+
 On a GPU the figures stand beside those of the authors of StyleGAN2-ADA on an A100: 147 images/s at
 128², 80 at 256², 24 at 512².
 """
@@ -19,8 +22,11 @@ On a GPU the figures stand beside those of the authors of StyleGAN2-ADA on an A1
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -28,6 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from keras import ops
 from report import report
+from torch_environment import CannotInstall, torch_python
 
 from cvdask.networks.device import has_gpu
 from cvdask.synthesis.architecture import Architecture, flops_per_slice
@@ -119,6 +126,31 @@ def images_per_second(
     return (done - 1) * ROUND * size / (time.perf_counter() - begun)
 
 
+def images_per_second_in_torch(
+    architecture: Architecture, recipe: Recipe, size: int, seconds: float, cache: Path
+) -> float:
+    """Have PyTorch train the same networks."""
+    task = {
+        "resolution": architecture.resolution,
+        "channels": architecture.channels,
+        "n_channels": architecture.n_channels,
+        "n_code": architecture.n_code,
+        "latent": architecture.latent,
+        "n_mapping": architecture.n_mapping,
+        "batch_size": size,
+        "learning_rate": recipe.learning_rate,
+        "penalty_every": recipe.penalty_every,
+        "path_every": recipe.path_every,
+        "precision": recipe.dtype,
+        "round": ROUND,
+        "seconds": seconds,
+    }
+    script = Path(__file__).with_name("gan_torch_peer.py")
+    command = [str(torch_python(cache)), str(script), json.dumps(task)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resolutions", type=int, nargs="+", help="by default for the device")
@@ -128,6 +160,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--precision", default="auto", help="float32, mixed_bfloat16 or auto")
     parser.add_argument("--continuity", default="order", choices=("order", "volume"))
+    parser.add_argument("--peer", action="store_true", help="train in PyTorch as well")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cvdask-benchmarks"
+    parser.add_argument("--cache", type=Path, default=cache, help="of its environment")
     chosen = parser.parse_args()
     gpu = has_gpu()
     rows = []
@@ -148,6 +183,15 @@ def main() -> None:
         work = flops_per_image(made.architecture, made.recipe)
         channels = made.architecture.channels
         goal = GOALS.get(resolution) if gpu else None
+        peer = ""
+        if chosen.peer:
+            try:
+                peer_rate = images_per_second_in_torch(
+                    made.architecture, made.recipe, made.batch_size, chosen.seconds, chosen.cache
+                )
+                peer = f"{peer_rate:.1f}"
+            except CannotInstall as error:
+                peer = str(error)
         rows.append(
             [
                 f"{resolution}²",
@@ -160,6 +204,7 @@ def main() -> None:
                 f"{peaks[dtype] / 1e12:.3f}",
                 f"{rate * work / peaks[dtype]:.2f}",
                 goal or "",
+                peer,
             ]
         )
     report(
@@ -167,6 +212,7 @@ def main() -> None:
         [
             "resolution", "channels", "batch", "precision", "images/s", "GFLOP/image",
             "TFLOP/s", "peak TFLOP/s", "share", "StyleGAN2-ADA, A100",
+            "PyTorch, images/s",
         ],
         rows,
     )  # fmt: skip

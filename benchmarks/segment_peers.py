@@ -17,7 +17,6 @@ be installed is left out and the reason told.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -38,18 +37,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from report import machine, report
 from scipy import ndimage
+from torch_environment import CannotInstall, last_line, torch_python
 
 HERE = Path(__file__).parent
-CONSTRAINTS = HERE.parent / "constraints.txt"
 
-# What the PyTorch peers need, beside what constraints.txt pins.
-TORCH_REQUIREMENTS = (
-    "torch==2.13.0",
-    "torchvision==0.28.0",
-    "timm==1.0.31",
-    "segmentation-models-pytorch==0.6.0",
-    "monai==1.6.1",
-)
 TORCH_PEERS = ("unet-resnet34", "unet-resnet18", "unet-efficientnet-b0", "dynunet")
 PEERS = ("cvdask", "forest", *TORCH_PEERS)
 
@@ -231,39 +222,6 @@ def by_forest(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 HERE_IN_PROCESS = {"cvdask": by_cvdask, "forest": by_forest}
-
-
-# ---------------------------------------------------------------------------------------------
-# The environment of the PyTorch peers
-
-
-class CannotInstall(Exception):
-    """A peer is not to be had here; says why."""
-
-
-def torch_python(cache: Path) -> Path:
-    """Return the interpreter of an environment with the PyTorch peers, made where there is none."""
-    key = hashlib.sha256("\n".join((*TORCH_REQUIREMENTS, sys.version)).encode()).hexdigest()[:12]
-    folder = cache / f"torch-peers-{key}"
-    python, complete = folder / "bin" / "python", folder / "complete"
-    if complete.exists():
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    pip = (str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS))
-    steps = ((sys.executable, "-m", "venv", str(folder)), (*pip, *TORCH_REQUIREMENTS))
-    for command in steps:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise CannotInstall(f"not installed: {(errors or [last_line(done.stderr)])[0]}")
-    complete.touch()
-    return python
-
-
-def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def train_gan(
         bool | None,
         typer.Option(
             "--noise/--no-noise",
-            help="Keep the noise of each voxel to the end; by default in preset paper only.",
+            help="Keep the noise of single voxels to the end; by default in preset paper only.",
             rich_help_panel=RARE,
         ),
     ] = None,

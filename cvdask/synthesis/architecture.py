@@ -67,8 +67,8 @@ class Architecture:
         Numbers of the content code, and of a style.
     n_mapping : int
         Layers of the mapping network.
-    noise : bool
-        Whether every layer adds noise to each voxel.
+    fine_noise : bool
+        Whether the two finest resolutions add noise to their features, as all coarser ones do.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class Architecture:
     max_width: int = 64
     latent: int = 128
     n_mapping: int = 4
-    noise: bool = True
+    fine_noise: bool = True
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
@@ -112,8 +112,8 @@ class Architecture:
                 raise ValueError(
                     f"{name} is a whole number from {least} to {most}. Received: {value!r}"
                 )
-        if type(self.noise) is not bool:
-            raise ValueError(f"noise is true or false. Received: {self.noise!r}")
+        if type(self.fine_noise) is not bool:
+            raise ValueError(f"fine_noise is true or false. Received: {self.fine_noise!r}")
         if self.max_width < self.width:
             raise ValueError(
                 f"max_width is at least width, {self.width}. Received: {self.max_width}"
@@ -129,6 +129,14 @@ class Architecture:
                 "preset paper makes independent slices (continuity order), labelled by pairs. "
                 "Received: continuity volume. Choose the default preset for it"
             )
+
+    def is_fine(self, level: int) -> bool:
+        """Tell whether what noise adds at a resolution shows as single voxels, not as shapes.
+
+        >>> [Architecture(64, 4, 100).is_fine(level) for level in (8, 16, 32, 64)]
+        [False, False, True, True]
+        """
+        return 2 * level >= self.resolution
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -269,15 +277,14 @@ def _generator(architecture: Architecture) -> dict[str, Parameter]:
         for layer in ("first", "second") if r > 4 else ("second",):
             name, n_out = f"{r}/{layer}", channels[r]
             found |= _convolution(name, 3, n_in if layer == "first" else n_out, n_out)
-            if architecture.noise:
+            if architecture.fine_noise or not architecture.is_fine(r):
                 found[f"{name}/noise"] = Parameter((1,))
             if architecture.preset == "default":
                 found |= _style(name, style, n_in if layer == "first" else n_out)
         if architecture.preset == "paper":
             if r == 4:
                 found["4/first/bias"] = Parameter((channels[4],))
-                if architecture.noise:
-                    found["4/first/noise"] = Parameter((1,))
+                found["4/first/noise"] = Parameter((1,))
             # AdaIN: a scale, which starts at 1, and an offset.
             for layer in ("first", "second"):
                 found |= _style(f"{r}/{layer}/scale", style, channels[r])

@@ -100,7 +100,7 @@ class Standing:
     best_distance : float, or None
         Of the generator that is kept.
     best_noise : float
-        Share of the noise in it.
+        Share of its finest noise in it.
     best_step : int
         When that was; 0 while none is kept.
     largest : int

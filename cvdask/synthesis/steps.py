@@ -84,7 +84,7 @@ class Recipe:
     augment_target, augment_pace
         See :func:`cvdask.synthesis.mask_augment.adapt`.
     noise : bool
-        Whether noise stays; otherwise it fades out: see :meth:`grain`.
+        Whether the noise of the finest resolutions stays; otherwise it fades out: :meth:`grain`.
     smoothing : float
         Share of a real voxel's class that all classes are given alike, with head ``softmax``.
     share_weight : float
@@ -116,9 +116,10 @@ class Recipe:
         return asdict(self)
 
     def grain(self, progress: float) -> float:
-        """Return the share of the noise when so much of the training is over, 0 to 1.
+        """Return the share of the finest noise when so much of the training is over, 0 to 1.
 
-        Where classes lie is found sooner with noise; their shapes are learned without it.
+        Where classes lie is found sooner with noise. But that of the two finest resolutions is seen
+        as single voxels, so shapes are learned without it. Coarser noise becomes shapes, and stays.
 
         >>> [Recipe(noise=False).grain(progress) for progress in (0.0, 0.5, 0.625, 0.75, 1.0)]
         [1.0, 1.0, 0.5, 0.0, 0.0]

@@ -203,7 +203,7 @@ def synthesise(
     fade : number
         Preset ``paper``: share of that resolution; the rest is the coarser one, enlarged.
     grain : number
-        Share of the noise.
+        Share of the noise of the two finest resolutions.
     dtype : str
         Of the features.
 
@@ -218,7 +218,8 @@ def synthesise(
     logits: Any = None
     for i, r in enumerate(r for r in architecture.levels if r <= level):
         block = _block if architecture.preset == "default" else _adaptive_block
-        x = block(arrays, x, r, style[:, 2 * i], style[:, 2 * i + 1], (seeds, grain))
+        noises = (seeds, grain if architecture.is_fine(r) else 1.0)
+        x = block(arrays, x, r, style[:, 2 * i], style[:, 2 * i + 1], noises)
         if architecture.preset == "default":
             own = _modulated_logits(arrays, x, r, style[:, 2 * i + 1])
             logits = own if logits is None else enlarge(logits) + own

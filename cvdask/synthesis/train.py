@@ -11,8 +11,8 @@
    a CPU ends with the same bytes.
 4. The best generator becomes ``out``.
 
-In the second half the recipe changes: the noise of voxels fades out, the learning rate falls, and
-the weight of the classes' shares grows (:class:`cvdask.synthesis.steps.Recipe`).
+In the second half the recipe changes: the finest noise fades out, the learning rate falls, and the
+weight of the classes' shares grows (:class:`cvdask.synthesis.steps.Recipe`).
 
 ``<out>`` stands for the path without ``.keras``. Preset ``paper`` learns one resolution after the
 other, by :func:`growth`; the default learns all at once.
@@ -119,8 +119,8 @@ class GanOptions:
     n_mapping: int | None = None
     """Layers of the mapping network; None is 2, and 8 in preset ``paper``."""
     noise: bool | None = None
-    """Whether slices keep the noise of each voxel, which otherwise fades out while the generator
-    learns; None keeps it in preset ``paper``."""
+    """Whether the two finest resolutions keep their noise, which otherwise fades out while the
+    generator learns; None keeps it in preset ``paper``."""
     head: Head = "straight-through"
     """What the discriminator sees: one class per voxel, or, ``softmax``, probabilities."""
     loss: Loss = "non_saturating"
@@ -688,7 +688,7 @@ class _Training:
         now.largest = self.devices.largest
         finest = level == self.plan.architecture.resolution
         best = math.inf if now.best_distance is None else now.best_distance
-        # Noise is meant to go, and doubles a distance; clean shapes that are wrong are no better.
+        # This noise is meant to go, and doubles a distance; clean shapes that are wrong are no better.
         better = distance is None or distance * (1 + grain) < best * (1 + now.best_noise)
         if finest and now.step and better:
             now.best_distance, now.best_step, now.best_noise = distance, now.step, grain
@@ -709,9 +709,10 @@ class _Training:
         return round(max(0.0, left), 2)
 
     def _average(self, grain: float, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the arrays of the average generator, with this share of its noise."""
+        """Return the arrays of the average generator, with this share of its finest noise."""
+        kept = Packing.of(replace(self.plan.architecture, fine_noise=False), "generator").shapes
         return {
-            name: one * np.float32(grain) if name.endswith("/noise") else one
+            name: one if name in kept else one * np.float32(grain)
             for name, one in self.packing.unpack(arrays["average"]).items()
         }
 
@@ -729,7 +730,7 @@ class _Training:
 
     def _gan(self, grain: float, arrays: Mapping[str, np.ndarray], more: Mapping[str, Any]) -> Gan:
         slices = self.slices
-        architecture = replace(self.plan.architecture, noise=grain > 0)
+        architecture = replace(self.plan.architecture, fine_noise=grain > 0)
         average = self._average(grain, arrays)
         weights = {name: average[name] for name in Packing.of(architecture, "generator").shapes}
         places = slices.places(np.arange(slices.n_slices))

@@ -52,9 +52,12 @@ def test_noise_place_and_latent_each_change_a_slice(generator):
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_without_noise_latent_and_place_decide(preset):
-    architecture = replace(PAPER if preset == "paper" else TINY, noise=False)
+    architecture = replace(PAPER if preset == "paper" else TINY, fine_noise=False)
     arrays = initialise(architecture, "generator", 0)
-    assert not [name for name in arrays if name.endswith("noise")]
+    coarse = ["4/first", "4/second"] if preset == "paper" else ["4/second"]
+    noises = [name for name in arrays if name.endswith("noise")]
+    assert sorted(noises) == [f"{layer}/noise" for layer in coarse]
+    arrays |= {name: np.zeros(1, np.float32) for name in noises}
     quiet = Generator(architecture, arrays, np.zeros(architecture.latent, np.float32))
     latents = np.random.default_rng(0).normal(size=(1, architecture.n_latent))
     one, other = (

@@ -253,7 +253,10 @@ def test_noise_doubles_a_distance(tmp_path, sample, last, kept):
         distance=lambda made: next(given),
     )
     assert gan.run["best_step"] == kept
-    assert gan.architecture.noise == (kept == 4)
+    assert gan.architecture.fine_noise == (kept == 4)
+    # Coarser noise stays.
+    noisy = {name for name in gan.weights if name.endswith("/noise")}
+    assert len(noisy) == (5 if kept == 4 else 1)
 
 
 def test_a_volume_and_the_relativistic_loss(tmp_path, sample):
