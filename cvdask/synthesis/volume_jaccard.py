@@ -159,10 +159,14 @@ def _compare_block(sources: Sequence[_Source], n_classes: int, block: Block) -> 
 
 def _read_numbers(source: _Source, box: Box) -> np.ndarray:
     data = read_classes(source.url, source.level, box)
-    if not source.known.issuperset(np.flatnonzero(values_present(data)).tolist()):
+    present = np.flatnonzero(values_present(data)).tolist()
+    if not source.known.issuperset(present):
         where = f"{redact(source.url)}/{source.level.path}, box {box}"
         raise ValueError(f"{where}, holds {absent_values(data, source.known)}")
-    return np.frombuffer(source.codes, np.uint8)[data]
+    if all(source.codes[value] == value for value in present):
+        return data
+    # Twice as fast as an array indexed by an array.
+    return np.frombuffer(data.tobytes().translate(source.codes), np.uint8)
 
 
 def _add(parts: list[np.ndarray]) -> np.ndarray:
