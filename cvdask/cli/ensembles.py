@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -215,7 +215,17 @@ def distance(
             rich_help_panel=COMMON,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the path length.", rich_help_panel=RARE)] = 0,
+    crop: Annotated[
+        Literal["centre", "random"] | None,
+        typer.Option(
+            help="Squares of the real slices; by default as the generator was trained.",
+            rich_help_panel=RARE,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the path length, and of random squares.", rich_help_panel=RARE),
+    ] = 0,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -236,6 +246,7 @@ def distance(
             None if unseen_z_range is None else slice_range("--unseen-z-range", unseen_z_range)
         ),
         model=model,
+        crop=crop,
         seed=seed,
     )
     if as_json:

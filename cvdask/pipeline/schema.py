@@ -327,6 +327,7 @@ DISTANCE: Keys = {
     "generated_labels": TEXT,
     "z_range": RANGE,
     "unseen_z_range": RANGE,
+    "crop": one_of("centre", "random"),
     "most": WHOLE,
     "seed": WHOLE,
 }

@@ -2,7 +2,8 @@
 
 Every number stands beside what real slices have: a floor, a share or an extent.
 
-1. Both are opened as squares of the ensemble's resolution, of the same classes.
+1. Both are opened as squares of the ensemble's resolution, of the same classes, and at the places
+   that the generator was shown: the centre, or anywhere.
 2. Fréchet and kernel distance, density and coverage, beside those of two halves of the real slices
    (``synthesis.frechet``).
 3. Shares of the classes; distance to the nearest real slice (``synthesis.memorisation``).
@@ -23,6 +24,7 @@ import numpy as np
 
 from cvdask.synthesis.frechet import ENOUGH_SLICES, Distance, fit_reference
 from cvdask.synthesis.memorisation import Memorisation, memorisation
+from cvdask.synthesis.slice_sources import Crop
 from cvdask.synthesis.slices import SliceSet, open_slices
 from cvdask.synthesis.stacks import extents, longest_run, neighbour_distance
 from cvdask.volume.classes import open_classes
@@ -98,6 +100,7 @@ def distance(
     z_range: tuple[int, int] | None = None,
     unseen_z_range: tuple[int, int] | None = None,
     model: str | os.PathLike[str] | None = None,
+    crop: Crop | None = None,
     most: int = ENOUGH_SLICES,
     seed: int = 0,
 ) -> EnsembleDistance:
@@ -121,10 +124,13 @@ def distance(
         that lie apart stand in.
     model : str or path, optional
         The generator: its path length is measured too.
+    crop : {"centre", "random"}, optional
+        Squares of the real slices; by default as in the generator's training, which the ensemble
+        tells, else centred. Stacks along z are centred always.
     most : int
         Slices of each kind, at most, spread over all there are.
     seed : int
-        Of the path length.
+        Of the path length, and of random squares.
 
     Returns
     -------
@@ -145,7 +151,12 @@ def distance(
         "resolution": made.resolution,
         "reduction": _reduction(made, open_classes(originals[0], labels)),
     }
-    trained = _opened(notes, originals, labels, z_range=z_range, **same)
+    stacks = _opened(notes, originals, labels, z_range=z_range, **same)
+    crop = crop or _crop_of(members[0])
+    squares = {**same, "crop": crop, "seed": seed}
+    trained = stacks
+    if crop != "centre":
+        trained = _opened([], originals, labels, z_range=z_range, **squares)
     if trained.names != made.names:
         raise ValueError(
             f"classes must come in the same order of values. Received: {trained.names} in the real "
@@ -153,17 +164,17 @@ def distance(
         )
     unseen = None
     if unseen_z_range is not None:
-        others = _opened(notes, originals, labels, z_range=unseen_z_range, **same)
-        unseen = others.read(others.spread(most))
-    index = trained.spread(most)
-    z, volume, known = trained.z[index], trained.volume[index], trained.read(index)
+        others = _opened(notes, originals, labels, z_range=unseen_z_range, **squares)
+        unseen, _ = others.examples(most)
+    known, index = trained.examples(most)
+    z, volume = trained.z[index], trained.volume[index]
     reference = fit_reference(known, made.n_channels, volume=volume)
     slices = made.read(made.spread(most))
     found = reference.distance(slices)
     shares = [(slices == channel).mean() for channel in range(made.n_channels)]
     pairs = zip(made.names, shares, reference.fractions.mean(axis=0), strict=True)
-    depth = min(longest_run(made), longest_run(trained))
-    spans = [extents(one, depth, STACKS) for one in (made, trained)]
+    depth = min(longest_run(made), longest_run(stacks))
+    spans = [extents(one, depth, STACKS) for one in (made, stacks)]
     return EnsembleDistance(
         distance=found,
         floor=reference.floor,
@@ -172,7 +183,7 @@ def distance(
         memorisation=memorisation(
             slices, known, made.n_channels, unseen=unseen, z=z, volume=volume
         ),
-        neighbours=(neighbour_distance(made), neighbour_distance(trained)),
+        neighbours=(neighbour_distance(made), neighbour_distance(stacks)),
         extents={name: (spans[0][name], spans[1][name]) for name in made.names[1:]},
         depth=depth,
         path_length=None if model is None else _path_length(model, seed),
@@ -195,6 +206,13 @@ def _best_labels(member: Volume | str, real_labels: str) -> str:
     names = (open_volume(member) if isinstance(member, str) else member).label_names()
     wanted = (*GENERATED_LABELS, real_labels)
     return next((name for name in wanted if name in names), GENERATED_LABELS[-1])
+
+
+def _crop_of(member: Volume | str) -> Crop:
+    """Return which squares a generator was shown, as its ensemble tells."""
+    volume = open_volume(member) if isinstance(member, str) else member
+    options = volume.attributes.get("provenance", {}).get("options", {})
+    return "random" if options.get("crop") == "random" else "centre"
 
 
 def _opened(

@@ -189,6 +189,7 @@ def generate(
             "mix": list(mix) if mix else None,
             "interpolate_to": interpolate_to,
             "continuity": gan.continuity,
+            "crop": gan.run.get("options", {}).get("crop", "centre"),
             "batch_size": batch_size,
         },
         "inputs": [

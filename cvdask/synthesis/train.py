@@ -688,7 +688,7 @@ class _Training:
         now.largest = self.devices.largest
         finest = level == self.plan.architecture.resolution
         best = math.inf if now.best_distance is None else now.best_distance
-        # This noise is meant to go, and doubles a distance; clean shapes that are wrong are no better.
+        # Such noise is meant to go, and doubles a distance; clean shapes that are wrong are worse.
         better = distance is None or distance * (1 + grain) < best * (1 + now.best_noise)
         if finest and now.step and better:
             now.best_distance, now.best_step, now.best_noise = distance, now.step, grain

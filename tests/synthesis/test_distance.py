@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from cvdask.synthesis import gan_file
 from cvdask.synthesis.distance import distance
 from cvdask.volume.ensemble import Ensemble, create_ensemble, publish_ensemble
+from cvdask.volume.store import open_volume, update_attributes
 from tests.samples import write_sample
 from tests.synthesis.test_generate import tiny_gan
 
@@ -74,6 +75,22 @@ def test_a_copy_is_found_out(tmp_path):
     )
     assert honest.memorisation.passed
     assert not honest.memorisation.stand_in
+
+
+def test_squares_as_in_the_training(tmp_path):
+    data = tissue(0, 128, 64)
+    data[:, 16:48, 16:48][data[:, 16:48, 16:48] == 1] = 0  # none in the centre
+    real = write(tmp_path / "real.zarr", data)
+    made = ensemble_of(tmp_path / "a.zarr", tissue(1))
+    centred, anywhere = (distance(made, real=real, crop=crop) for crop in ("centre", "random"))
+    assert centred.fractions["mitochondria"][1] == 0 < anywhere.fractions["mitochondria"][1]
+    assert anywhere.ratio < centred.ratio
+    # Along z the squares stay where they are.
+    assert anywhere.neighbours == centred.neighbours
+    assert distance(made, real=real).as_dict() == centred.as_dict()
+    told = {"stage": "generate", "options": {"crop": "random"}}
+    update_attributes(open_volume(made.member_url(0)), provenance=told)
+    assert distance(made, real=real).as_dict() == anywhere.as_dict()
 
 
 def test_real_voxels_are_reduced_to_generated_ones(tmp_path):
