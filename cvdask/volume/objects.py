@@ -93,8 +93,6 @@ def count_read(n_bytes: int) -> None:
 
 # How obstore says that it was sent other bytes than it had asked for.
 ANOTHER_RANGE = re.compile(r"non-partial response|Requested \d+\.\.\d+, got")
-# Requests under way at the same time, where a store takes a single key to each.
-AT_ONCE = 50
 # How obstore says how often and how long it has tried: "in 32.1ms, after 1 retries, …".
 TRIED = re.compile(
     r"in (?:([\d.]+)s|\S+), after (\d+) retries, max_retries: (\d+), retry_timeout: (\d+)s"
@@ -436,10 +434,10 @@ async def _delete_listed(store: Any, prefix: str) -> None:
     single = isinstance(store, obstore.store.GCSStore)
     while True:
         try:
-            async for listed in obstore.list(store, below, chunk_size=AT_ONCE if single else 1000):
+            async for listed in obstore.list(store, below, chunk_size=1000):
                 keys = [one["path"] for one in listed]
                 if single:
-                    await asyncio.gather(*(_delete_key(store, key) for key in keys))
+                    await _together(partial(_delete_key, store, key) for key in keys)
                 else:
                     await obstore.delete_async(store, keys)
             return
