@@ -9,6 +9,8 @@
        volume 0    [ slab 0 ][ slab 1 ][ slab 2 ]      continuity "order": every slice has a latent
        volume 1    [ slab 3 ][ slab 4 ][ slab 5 ]      of its own; "volume": a volume has one
 
+   All slices of a volume have the same noise: it does not change along z, so neighbours in the
+   order of slices are more alike, and volumes differ.
    While one thread of a worker makes slices, the others write.
 3. When all blocks are done, every sample gets its manifests and is shown to readers, then the
    ensemble.
@@ -442,29 +444,18 @@ def make_slices(job: _Job, generator: Generator, number: int, slices: Sequence[i
         to = _latents(job, job.interpolate_to, drawn, slices)
         share = np.float32(number / (job.n_volumes - 1))
         style = (1 - share) * style + share * generator.styles(to, places, job.truncation)
-    probabilities = generator.synthesise(style, _noise_seeds(job, drawn, slices))
+    seed = np.random.default_rng([job.seed, NOISE, drawn, 0]).integers(0, 2**32, dtype=np.uint32)
+    probabilities = generator.synthesise(style, np.repeat(seed, len(slices)))
     return probabilities.argmax(axis=-1).astype(np.uint8)
 
 
-def _keys(job: _Job, number: int, slices: Sequence[int]) -> list[tuple[int, int]]:
-    """Say what chance depends on: volume and slice, or the volume alone where it is continuous."""
-    return [(number, 0 if job.continuity == "volume" else z) for z in slices]
-
-
 def _latents(job: _Job, seed: int, number: int, slices: Sequence[int]) -> np.ndarray:
+    """Draw the latents of slices: one for each, or one for all of a continuous volume."""
     rows = [
-        np.random.default_rng([seed, LATENT, *key]).standard_normal(job.n_latent, np.float32)
-        for key in _keys(job, number, slices)
+        np.random.default_rng([seed, LATENT, number, z]).standard_normal(job.n_latent, np.float32)
+        for z in ([0] * len(slices) if job.continuity == "volume" else slices)
     ]
     return np.stack(rows)
-
-
-def _noise_seeds(job: _Job, number: int, slices: Sequence[int]) -> np.ndarray:
-    seeds = [
-        np.random.default_rng([job.seed, NOISE, *key]).integers(0, 2**32, dtype=np.uint32)
-        for key in _keys(job, number, slices)
-    ]
-    return np.array(seeds, np.uint32)
 
 
 # ---------------------------------------------------------------------------------------------
