@@ -7,6 +7,7 @@ nest: that of a penalty which is itself a gradient is taken on both.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -83,7 +84,16 @@ def compiled(function: Callable[..., Any], *, xla: bool) -> Callable[..., Any]:
         return jax.jit(function)
     import tensorflow
 
+    logging.getLogger("tensorflow").addFilter(_says_more_than_retracing)
     return tensorflow.function(function, jit_compile=xla, reduce_retracing=False)
+
+
+def _says_more_than_retracing(record: logging.LogRecord) -> bool:
+    """Leave out a false alarm: all functions of one place in the source pass for one.
+
+    So the phases of two trainings in one process look like a function that is traced all the time.
+    """
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 def devices(n: int | None = None) -> list[Any]:

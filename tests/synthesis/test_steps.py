@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from cvdask.synthesis.autodiff import compiled
 from cvdask.synthesis.steps import BETA, Recipe, Steps, draw, network_of, start
 from tests.synthesis.gans import PACE, PAPER, TINY, VOLUME, run_program, samples_of
 
@@ -204,3 +207,11 @@ def test_half_precision_is_close():
     ours, theirs = (ops.convert_to_numpy(one[0]) for one in (half, whole))
     assert ours.dtype == np.float32
     assert np.corrcoef(ours, theirs)[0, 1] > 0.9
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a word of TensorFlow's")
+def test_many_trainings_in_one_process_are_no_retracing(caplog):
+    for _ in range(8):
+        assert float(compiled(lambda x: x + 1, xla=False)(ops.convert_to_tensor(1.0))) == 2
+    logging.getLogger("tensorflow").warning("another word")
+    assert caplog.messages == ["another word"]
