@@ -53,7 +53,7 @@ STYLE: Any = {
     "savefig.facecolor": "white",
 }
 
-# Names of measures as they are written on axes.
+# Names of measures as they are read.
 TITLES = {
     "volume_um3": "volume",
     "surface_um2": "surface",
@@ -150,13 +150,21 @@ def title_of(measure: str, unit: str = "1") -> str:
     >>> title_of("volume_um3", "µm³"), title_of("radius_1_um", "µm"), title_of("sphericity")
     ('volume (µm³)', 'radius 1 (µm)', 'sphericity')
     """
-    name = TITLES.get(measure)
-    if name is None:
-        name = measure
-        for ending in ("_per_um3", "_per_um", "_um3", "_um2", "_um", "_px"):
-            name = name.removesuffix(ending)
-        name = name.replace("_", " ")
+    name = name_of(measure)
     return plain(name if unit == "1" else f"{name} ({unit})")
+
+
+def name_of(measure: str) -> str:
+    """Write a measure as words.
+
+    >>> name_of("sa_v_per_um"), name_of("mean_local_thickness_um")
+    ('surface / volume', 'mean local thickness')
+    """
+    if measure in TITLES:
+        return TITLES[measure]
+    for ending in ("_per_um3", "_per_um", "_um3", "_um2", "_um", "_px"):
+        measure = measure.removesuffix(ending)
+    return measure.replace("_", " ")
 
 
 def plain(text: str) -> str:

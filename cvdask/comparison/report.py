@@ -23,7 +23,7 @@ from typing import Any
 
 from cvdask import __version__
 from cvdask.comparison.compare import Comparison, main_findings, open_comparison
-from cvdask.comparison.drawing import file_name
+from cvdask.comparison.drawing import file_name, name_of
 from cvdask.comparison.statistics import ALPHA
 from cvdask.errors import DamagedData
 from cvdask.volume.objects import normalize_url, read_json, read_object, redact, write_object
@@ -219,16 +219,17 @@ def _findings(summary: Mapping[str, Any]) -> str:
 
 
 def _finding(row: Mapping[str, Any]) -> str:
-    name = f"{row['measure'].replace('_', ' ')} of {row['class']}"
+    name = f"{name_of(row['measure'])} of {row['class']}"
     if row["difference"] is None:
         return f"{escape(name)} differs between groups (p = {_number(row['p_holm'])})"
     share = ""
     if row["mean_a"]:
         share = f", {row['difference'] / abs(row['mean_a']):+.0%}"
+    unit = escape(_unit(row["unit"]))
     return (
-        f"<strong>{escape(name)}</strong>: {_number(row['mean_a'])} in {escape(row['group_a'])}, "
-        f"{_number(row['mean_b'])} in {escape(row['group_b'])}"
-        f"{escape(_unit(row['unit']))}{share} (p = {_number(row['p_holm'])})"
+        f"<strong>{escape(name)}</strong>: {_number(row['mean_a'])}{unit} in "
+        f"{escape(row['group_a'])}, {_number(row['mean_b'])}{unit} in "
+        f"{escape(row['group_b'])}{share} (p = {_number(row['p_holm'])})"
     )
 
 
