@@ -99,8 +99,8 @@ class Standing:
         Spent so far.
     best_distance : float, or None
         Of the generator that is kept.
-    best_noise : float
-        Share of its finest noise in it.
+    best_score : float, or None
+        Its distance and what else counts: see ``judge.score``.
     best_step : int
         When that was; 0 while none is kept.
     largest : int
@@ -113,7 +113,7 @@ class Standing:
     n_images: int = 0
     seconds: float = 0.0
     best_distance: float | None = None
-    best_noise: float = 1.0
+    best_score: float | None = None
     best_step: int = 0
     largest: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)

@@ -29,6 +29,36 @@ STREAM = 9
 # Rows and columns of a picture, left real, right generated; and voxels between slices.
 GRID = (4, 4)
 GAP = 2
+# By how much the share of a class may differ from the real one, which is taken for this at least.
+TOLERATED, LEAST_SHARE = 0.1, 0.01
+
+
+def score(
+    distance: float | None, noise: float, fractions: Sequence[float], real: Sequence[float]
+) -> float | None:
+    """Return how far a generator is from the one to be kept; small is good.
+
+    Noise of single voxels is meant to go, and doubles a distance; shapes that are clean and wrong
+    are worse. A share that is off by twice what is tolerated doubles it as well.
+
+    Parameters
+    ----------
+    distance : float, or None
+    noise : float
+        Share of the finest noise that is left.
+    fractions, real : (C,) of float
+        Shares of the channels in generated and in real slices.
+
+    Examples
+    --------
+    >>> score(2.0, 0.0, [0.5, 0.5], [0.5, 0.5]), score(2.0, 1.0, [0.6, 0.4], [0.5, 0.5])
+    (2.0, 8.0)
+    """
+    if distance is None:
+        return None
+    pairs = zip(fractions, real, strict=True)
+    worst = max(abs(one - other) / max(other, LEAST_SHARE) for one, other in pairs)
+    return distance * (1 + noise) * max(1.0, round(worst / TOLERATED, 9))
 
 
 class Judge:

@@ -51,7 +51,7 @@ from cvdask.synthesis.autodiff import backend, devices
 from cvdask.synthesis.checkpoints import GanFiles, Standing, load_state, rewrite_log, save_state
 from cvdask.synthesis.gan_file import MEAN_STYLE, Gan
 from cvdask.synthesis.generator import Generator
-from cvdask.synthesis.judge import Distance, Judge
+from cvdask.synthesis.judge import Distance, Judge, score
 from cvdask.synthesis.losses import Loss
 from cvdask.synthesis.parallel import Devices
 from cvdask.synthesis.slices import Batch, SliceSet, open_slices
@@ -687,11 +687,10 @@ class _Training:
         now.records.append(record)
         now.largest = self.devices.largest
         finest = level == self.plan.architecture.resolution
-        best = math.inf if now.best_distance is None else now.best_distance
-        # Such noise is meant to go, and doubles a distance; clean shapes that are wrong are worse.
-        better = distance is None or distance * (1 + grain) < best * (1 + now.best_noise)
+        scored = score(distance, grain, fractions, self.judge.real_shares)
+        better = scored is None or now.best_score is None or scored < now.best_score
         if finest and now.step and better:
-            now.best_distance, now.best_step, now.best_noise = distance, now.step, grain
+            now.best_distance, now.best_step, now.best_score = distance, now.step, scored
             gan_file.save(self._gan(grain, arrays, {"report": record}), files.best)
         with files.log.open("a") as log:
             log.write(json.dumps(record, allow_nan=False) + "\n")

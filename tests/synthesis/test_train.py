@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow
 
+from cvdask.synthesis import judge
 from cvdask.synthesis import train as train_module
 from cvdask.synthesis.architecture import Architecture
 from cvdask.synthesis.checkpoints import GanFiles
@@ -231,7 +232,8 @@ def test_what_is_not_ours_is_left(tmp_path, sample):
 # Other trainings
 
 
-def test_distances_may_be_ones_own_and_the_best_is_kept(tmp_path, sample):
+def test_distances_may_be_ones_own_and_the_best_is_kept(tmp_path, sample, monkeypatch):
+    monkeypatch.setattr(judge, "TOLERATED", 1e9)  # what has learned nothing has any shares
     given = iter([9.0, 2.0, 5.0])
     gan = train(
         open_slices(sample, resolution=16),
@@ -243,7 +245,8 @@ def test_distances_may_be_ones_own_and_the_best_is_kept(tmp_path, sample):
 
 
 @pytest.mark.parametrize(("last", "kept"), [(3.9, 8), (4.1, 4)])
-def test_noise_doubles_a_distance(tmp_path, sample, last, kept):
+def test_noise_doubles_a_distance(tmp_path, sample, monkeypatch, last, kept):
+    monkeypatch.setattr(judge, "TOLERATED", 1e9)
     # It is whole to the middle and gone at the end.
     given = iter([9.0, 2.0, last])
     gan = train(
