@@ -294,6 +294,8 @@ def _spawned() -> dict[str, Any]:
     prefix = "distributed.nanny.pre-spawn-environ"
     return {
         "distributed.worker.multiprocessing-method": "spawn",
+        # Nobody looks at a hundred stacks a second, and taking them holds up what computes.
+        "distributed.worker.profile.enabled": False,
         **{f"{prefix}.{name}": value for name, value in WORKER_ENVIRONMENT.items()},
     }
 
