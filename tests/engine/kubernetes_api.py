@@ -120,9 +120,9 @@ class Kubernetes:
     def found(self, plural: str, labels: Mapping[str, str], name: str | None) -> list[Any]:
         """List objects by labels and name."""
         if plural == "pods":
-            there = [self._with_status(pod) for pod in self.pods.values()]
+            there = [self._with_status(pod) for pod in list(self.pods.values())]
         else:
-            there = [one for (kind, _), one in self.objects.items() if kind == plural]
+            there = [one for (kind, _), one in list(self.objects.items()) if kind == plural]
         return [
             one
             for one in there
@@ -134,9 +134,6 @@ class Kubernetes:
         """Return the port of this machine that stands for a pod's."""
         (name,) = [name for name, number in PORTS.items() if number == port]
         return self.ports[self._cluster_of(self.pods[pod])][name]
-
-    def workers(self) -> list[Pod]:
-        return [pod for pod in self.pods.values() if self._labels(pod)["component"] == "worker"]
 
     def stop(self) -> None:
         for pod in self.pods.values():
@@ -258,7 +255,7 @@ class _Objects(RequestHandler):
             for key in ("labelSelector", "fieldSelector")
         )
         wanted = name or fields.get("metadata.name")
-        # The probe of a pod asks another server, perhaps for a second.
+        # The probe of a pod asks another server, perhaps for a second; meanwhile pods come and go.
         found = await asyncio.to_thread(self.kubernetes.found, plural, labels, wanted)
         if name and not found:
             raise HTTPError(404)

@@ -115,7 +115,7 @@ def test_job_scripts(kind: str, lines: list[str], batch: ClusterOptions) -> None
         script = started.job_script()
     assert set(lines) <= set(script.splitlines())
     assert "module load python\n" in script
-    assert [f"export {one}={v}" in script for one, v in WORKER_ENVIRONMENT.items()] == [True, True]
+    assert all(f"export {name}={value}\n" in script for name, value in WORKER_ENVIRONMENT.items())
     command = script.splitlines()[-1]
     # 26 hours are 93 600 s
     assert "--lifetime 84240s --lifetime-stagger 4680s" in command
