@@ -16,7 +16,6 @@ import contextlib
 import difflib
 import math
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 
 from cvdask.engine.cluster_options import STARTED, ClusterOptions, read_options
+from cvdask.engine.dask_pool import DaskPool
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 USABLE_MEMORY = 0.8
 # A scheduler that was started a moment ago may need this long to answer.
 CONNECT_SECONDS = 20
-# Who waits looks again after so long, for the case that nobody is left to tell.
-LISTEN_SECONDS = 5
 # What can be asked for by name.
 KNOWN = ("serial", "threads", *STARTED)
 
@@ -190,84 +188,6 @@ class ThreadPool:
     def wait(self, futures: Iterable[Any]) -> set[Any]:
         """Wait for the first."""
         return concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED).done
-
-
-class DaskPool:
-    """Run calls on the workers of a Dask cluster.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    resources : mapping, optional
-        What each call needs of a worker, such as ``{"GPU": 1}``.
-    n_slots : int, optional
-        Slots to count on where more workers will come; by default those of the workers there.
-
-    Raises
-    ------
-    ValueError
-        When no worker offers the resources: such a call would wait for ever.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        resources: Mapping[str, float] | None = None,
-        n_slots: int | None = None,
-    ) -> None:
-        address = client.scheduler.address if client.scheduler else "a closed connection"
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        able = [w for w in workers if _offers(w, resources or {})]
-        if not able:
-            offered = sorted({name for w in workers for name in w.get("resources", {})})
-            raise ValueError(
-                f"no worker of {address} offers {dict(resources or {})}. "
-                f"{len(workers)} workers are there, offering {offered or 'no resources'}"
-                if resources
-                else f"the cluster at {address} has no workers yet"
-            )
-        self.client = client
-        self.slots = n_slots or sum(int(w["nthreads"]) for w in able)
-        granted = [int(w["memory_limit"] / w["nthreads"]) for w in able if w["memory_limit"]]
-        self.worker_bytes = min(granted, default=2**62)
-        self.dashboard = client.dashboard_link
-        self._resources = dict(resources) if resources else None
-        self._news = threading.Condition()
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Submit a call. Its key is new every time: two calls are never taken for one."""
-        future = self.client.submit(function, *args, pure=False, resources=self._resources)
-        # Its state alone: who holds a future keeps its call on the cluster, also after a run that
-        # was given up.
-        loop = self.client.loop
-        assert loop is not None  # it runs, since the call was submitted
-        loop.add_callback(self._tell, future._state)
-        return future
-
-    async def _tell(self, state: Any) -> None:
-        """Tell those who wait that a call has ended."""
-        await state.wait()
-        with self._news:
-            self._news.notify_all()
-
-    def wait(self, futures: Iterable[Any]) -> set[Any]:
-        """Wait for the first.
-
-        Each call is watched once, when it is submitted: ``distributed.wait`` watches all of them
-        anew each time, which takes it a fifth of a second for a thousand.
-        """
-        waited = list(futures)
-        with self._news:
-            while not (ended := {one for one in waited if one.status != "pending"}):
-                self._news.wait(LISTEN_SECONDS)
-        if any(one.cancelled() for one in ended):
-            raise concurrent.futures.CancelledError
-        return ended
-
-
-def _offers(worker: Mapping[str, Any], resources: Mapping[str, float]) -> bool:
-    offered = worker.get("resources", {})
-    return all(offered.get(name, 0) >= amount for name, amount in resources.items())
 
 
 def _resolve(args: tuple[Any, ...]) -> list[Any]:

@@ -6,15 +6,13 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from distributed import Client, Event, LocalCluster, Worker, get_worker
-from distributed.client import FutureState
+from distributed import Client, LocalCluster, Worker, get_worker
 
 from cvdask.engine import cluster
 from cvdask.engine.cluster import (
@@ -153,10 +151,6 @@ def fail(_: int) -> None:
     raise ValueError("no 13")
 
 
-def held_up(event: str) -> None:
-    Event(event).wait()
-
-
 @pytest.fixture
 def pool(client: Any) -> Iterator[Any]:
     with connect(client, workers=2) as opened:
@@ -182,36 +176,6 @@ def test_a_fault_is_raised_by_its_result(pool: Any) -> None:
     assert pool.wait([future]) == {future}
     with pytest.raises(ValueError, match="13"):
         future.result()
-
-
-def test_each_call_is_watched_once_however_often_one_waits(
-    distributed_client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watched: list[Any] = []
-
-    async def wait(state: Any, timeout: float | None = None) -> None:
-        watched.append(state)
-        await keep(state, timeout)
-
-    keep = FutureState.wait
-    monkeypatch.setattr(FutureState, "wait", wait)
-    pool = DaskPool(distributed_client)
-    pending = {pool.submit(double, n) for n in range(20)}
-    states = {id(future._state) for future in pending}
-    while pending:
-        pending -= pool.wait(pending)
-    assert {id(state) for state in watched} == states
-    assert len(watched) == 20
-
-
-def test_who_waits_for_a_call_that_was_cancelled_is_told(distributed_client: Client) -> None:
-    pool = DaskPool(distributed_client)
-    held = Event(client=distributed_client)
-    future = pool.submit(held_up, held.name)
-    distributed_client.cancel([future])
-    with pytest.raises(CancelledError):
-        pool.wait([future])
-    held.set()
 
 
 def test_serial_is_this_thread() -> None:
