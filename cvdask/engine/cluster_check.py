@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from cvdask.engine.cluster import DaskPool, Pool, machine_limits
+from cvdask.engine.cluster import Pool, machine_limits
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.launch import visible_gpus
 
 if TYPE_CHECKING:

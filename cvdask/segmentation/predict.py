@@ -30,7 +30,8 @@ import numpy as np
 
 from cvdask import __version__
 from cvdask.engine.blockwise import Mask
-from cvdask.engine.cluster import DaskPool, Pool, connect
+from cvdask.engine.cluster import Pool, connect
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.ledger import Record
 from cvdask.engine.output import begin, fill
 from cvdask.engine.plan import Plan

@@ -31,7 +31,8 @@ import numpy as np
 
 from cvdask import __version__
 from cvdask.engine.blockwise import run
-from cvdask.engine.cluster import DaskPool, Pool, connect, machine_limits
+from cvdask.engine.cluster import Pool, connect, machine_limits
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.ledger import Ledger
 from cvdask.engine.plan import Plan, check_plan
 from cvdask.networks.device import prepare_framework

@@ -16,7 +16,6 @@ from distributed import Client, LocalCluster, Worker, get_worker
 
 from cvdask.engine import cluster
 from cvdask.engine.cluster import (
-    DaskPool,
     Limits,
     SerialPool,
     ThreadPool,
@@ -24,6 +23,7 @@ from cvdask.engine.cluster import (
     local_client,
     machine_limits,
 )
+from cvdask.engine.dask_pool import DaskPool
 
 GIB = 2**30
 

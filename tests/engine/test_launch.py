@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from cvdask.engine import launch
-from cvdask.engine.cluster import DaskPool, Limits, check_client, connect
+from cvdask.engine.cluster import Limits, check_client, connect
 from cvdask.engine.cluster_options import VARIABLE, ClusterOptions, GpuGroup
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.launch import (
     WORKER_ENVIRONMENT,
     add_gpu_jobs,

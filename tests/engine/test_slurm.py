@@ -22,8 +22,9 @@ import psutil
 import pytest
 
 from cvdask.engine import cluster_options, launch
-from cvdask.engine.cluster import DaskPool, connect
+from cvdask.engine.cluster import connect
 from cvdask.engine.cluster_options import VARIABLE, ClusterOptions
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.morphometry.components import label
 from cvdask.morphometry.objects import measure
 from tests.samples import write_sample

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cvdask.engine.cluster import DaskPool, SerialPool
+from cvdask.engine.cluster import SerialPool
+from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.plan import Plan
 from cvdask.errors import BlocksFailed
 from cvdask.synthesis import gan_file
