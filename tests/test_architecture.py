@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "cvdask.viewer.*",
         "cvdask.pipeline.*",
     ),
+    "cvdask.__main__": ("cvdask.cli",),
     "cvdask.errors": (),
     "cvdask.volume": (),
     "cvdask.volume.boxes": (),

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.figure import Figure
 
 from cvdask.volume.objects import write_json, write_object
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 # Groups, in an order in which neighbours differ in lightness as well (Okabe and Ito 2008).
 GROUP_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -101,12 +102,14 @@ def save(url: str, drawing: Drawing) -> dict[str, Any]:
     import pyarrow
     import pyarrow.csv
 
+    with style():
+        frame = _lay_out(drawing.figure)
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         with style():
             drawing.figure.savefig(
-                buffer, format=kind, dpi=DPI, bbox_inches="tight", metadata=metadata
+                buffer, format=kind, dpi=DPI, bbox_inches=frame, metadata=metadata
             )
         write_object(url, f"{FOLDER}/{drawing.name}.{kind}", buffer.getvalue())
     buffer = io.BytesIO()
@@ -118,6 +121,19 @@ def save(url: str, drawing: Drawing) -> dict[str, Any]:
         "caption": drawing.caption,
         "sources": list(drawing.sources),
     }
+
+
+def _lay_out(figure: Figure) -> Bbox:
+    """Place what is in a figure, once for all formats; return what encloses it, in inches.
+
+    Left to itself, ``savefig`` places everything again for each format, and draws it once more to
+    see what encloses it.
+    """
+    figure.set_dpi(DPI)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    padding: float = rcParams["savefig.pad_inches"]
+    return figure.get_tightbbox().padded(padding)
 
 
 def write_index(url: str, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LightSource, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cvdask.comparison.drawing import Drawing, plain, scale_bar, shorten
+from cvdask.comparison.drawing import DPI, Drawing, plain, scale_bar, shorten
 from cvdask.comparison.samples import Sample
 from cvdask.volume.boxes import Box
 from cvdask.volume.colors import PALETTE, UNANNOTATED
@@ -28,10 +28,13 @@ from cvdask.volume.store import Level, Volume, open_volume, read_box
 
 # Voxels along the longest side of a slice, of a cross-section and of a rendering.
 SLICE_VOXELS, SECTION_VOXELS, RENDERED_VOXELS = 1024, 768, 160
+RENDERED_INCHES = (4.8, 4.8)
 # matplotlib sorts and shades every triangle on its own.
 MOST_TRIANGLES, FEWEST_VOXELS = 90_000, 64
 DEPTHS = (0.25, 0.5, 0.75)
 ELEVATION, AZIMUTH = 24.0, -52.0
+# Towards the light, x, y, z: above and to the left of who looks.
+LIGHT = np.array((0.25, -0.6, 0.76))
 
 Meshes = dict[int, tuple[np.ndarray, np.ndarray]]  # value: vertices (n, 3) z y x, faces (m, 3)
 
@@ -264,17 +267,12 @@ def draw_rendering(samples: Sequence[Sample], classes: Sequence[str] | None = No
     n_rows = -(-len(samples) // n_columns)
     figure = Figure(figsize=(3.9 * n_columns, 3.6 * n_rows + 0.5), layout="constrained")
     columns: dict[str, list[Any]] = {name: [] for name in ("group", "volume", "class", "triangles")}
-    with_pyvista = _has_pyvista()
+    render = _render_pyvista if _has_pyvista() else _render_matplotlib
     for number, sample in enumerate(samples):
         meshes, box_um = surfaces(sample, classes)
-        place = (n_rows, n_columns, number + 1)
-        if with_pyvista:
-            axes = figure.add_subplot(*place)
-            axes.imshow(_render_pyvista(meshes, box_um, colors_of(sample.labels)))
-            axes.set_axis_off()
-        else:
-            axes = figure.add_subplot(*place, projection="3d")
-            _render_matplotlib(axes, meshes, box_um, colors_of(sample.labels))
+        axes = figure.add_subplot(n_rows, n_columns, number + 1)
+        axes.imshow(render(meshes, box_um, colors_of(sample.labels)))
+        axes.set_axis_off()
         size = " × ".join(f"{length:.3g}" for length in box_um)
         axes.set_title(plain(f"{shorten(sample.name)}\n{size} µm (z × y × x)"), fontsize=8)
         for value, (_, faces) in meshes.items():
@@ -367,32 +365,45 @@ def _thin_out(
 
 
 def _render_matplotlib(
-    axes: Any, meshes: Meshes, box_um: tuple[float, float, float], colors: Mapping[int, str]
-) -> None:
-    """Draw triangles, shaded by where they face; matplotlib sorts them by depth."""
+    meshes: Meshes, box_um: tuple[float, float, float], colors: Mapping[int, str]
+) -> np.ndarray:
+    """Draw triangles, shaded by where they face; matplotlib sorts them by depth.
+
+    Returns
+    -------
+    (Y, X, 3) uint8
+        Drawn once: a figure draws its parts several times, to lay them out and for each format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    light = LightSource(azdeg=315, altdeg=50)
+    figure = Figure(figsize=RENDERED_INCHES, dpi=DPI)
+    axes: Any = figure.add_axes((0, 0, 1, 1), projection="3d", computed_zorder=False)
     triangles, shades = [], []
     for value, (vertices, faces) in meshes.items():
         corners = vertices[faces][:, :, ::-1]  # x, y, z
-        # Outwards: turning z, y, x into x, y, z has turned the triangles inside out.
-        normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 1] - corners[:, 0])
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
-        bright = 0.45 + 0.55 * np.clip(normals @ light.direction, 0, 1)
+        outwards = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        outwards /= np.linalg.norm(outwards, axis=1, keepdims=True) + 1e-12
+        bright = 0.45 + 0.55 * np.clip(outwards @ LIGHT, 0, 1)
         triangles.append(corners)
         shades.append(np.clip(bright[:, None] * np.array(to_rgb(colors[value])), 0, 1))
     if triangles:
         # One collection: depth is sorted across all classes.
         surface = Poly3DCollection(
-            np.concatenate(triangles), facecolors=np.concatenate(shades), linewidths=0,
-            rasterized=True,
+            np.concatenate(triangles), facecolors=np.concatenate(shades),
+            edgecolors=np.concatenate(shades), linewidths=0.3, zorder=1,
         )  # fmt: skip
         axes.add_collection3d(surface)
     _draw_frame(axes, box_um)
     axes.view_init(elev=ELEVATION, azim=AZIMUTH)
     axes.set_proj_type("persp", focal_length=1.6)
     axes.set_axis_off()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.array(canvas.buffer_rgba())[..., :3]
+    drawn = np.any(picture < 255, axis=2)
+    rows, columns = (np.flatnonzero(np.any(drawn, axis=axis)) for axis in (1, 0))
+    return picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _draw_frame(axes: Any, box_um: tuple[float, float, float]) -> None:
@@ -402,8 +413,12 @@ def _draw_frame(axes: Any, box_um: tuple[float, float, float]) -> None:
     axes.set_zlim(0, z)
     # Boxes are drawn with diagonals of one length; a long one fills the width of its panel.
     axes.set_box_aspect((x, y, z), zoom=0.88)
+    farthest = (0.0, y, 0.0)
     for start, end in _edges_of_box(x, y, z):
-        axes.plot(*zip(start, end, strict=True), color="#777777", linewidth=0.6)
+        behind = farthest in (start, end)
+        axes.plot(
+            *zip(start, end, strict=True), color="#777777", linewidth=0.6, zorder=0 if behind else 2
+        )
 
 
 def _edges_of_box(x: float, y: float, z: float) -> list[tuple[tuple[float, ...], ...]]:

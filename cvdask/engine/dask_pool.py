@@ -108,13 +108,18 @@ class DaskPool:
             When nothing ends, and a worker that came meanwhile has another version of cvdask.
         """
         waited = list(futures)
-        with self._news:
-            while not (ended := {one for one in waited if one.status != "pending"}):
-                if not self._news.wait(LISTEN_SECONDS):
-                    self._ask_newcomers()
+        while not (ended := self._listen(waited)):
+            self._ask_newcomers()
         if any(one.cancelled() for one in ended):
             raise concurrent.futures.CancelledError
         return ended
+
+    def _listen(self, futures: Iterable[Any]) -> set[Any]:
+        """Wait a while for the first; return none where none has ended."""
+        with self._news:
+            return self._news.wait_for(
+                lambda: {one for one in futures if one.status != "pending"}, LISTEN_SECONDS
+            )
 
     def _ask_newcomers(self) -> None:
         there = set(self.client.scheduler_info(n_workers=-1)["workers"])

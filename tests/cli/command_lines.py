@@ -41,7 +41,7 @@ Call = Callable[..., tuple[int, str, str]]
 def in_own_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command line as the shell does."""
     return subprocess.run(
-        [sys.executable, "-m", "cvdask.cli", *arguments],
+        [sys.executable, "-m", "cvdask", *arguments],
         capture_output=True,
         text=True,
         check=False,

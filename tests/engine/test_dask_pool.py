@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, Event, LocalCluster
+from distributed import Client, Event, LocalCluster, wait
 from distributed.client import FutureState
 
 from cvdask.engine import dask_pool
@@ -35,12 +35,12 @@ def test_each_call_is_watched_once_however_often_one_waits(
 ) -> None:
     watched: list[Any] = []
 
-    async def wait(state: Any, timeout: float | None = None) -> None:
+    async def watch(state: Any, timeout: float | None = None) -> None:
         watched.append(state)
         await keep(state, timeout)
 
     keep = FutureState.wait
-    monkeypatch.setattr(FutureState, "wait", wait)
+    monkeypatch.setattr(FutureState, "wait", watch)
     pool = DaskPool(distributed_client)
     pending = {pool.submit(double, n) for n in range(20)}
     states = {id(future._state) for future in pending}
@@ -58,6 +58,24 @@ def test_who_waits_for_a_call_that_was_cancelled_is_told(distributed_client: Cli
     with pytest.raises(CancelledError):
         pool.wait([future])
     held.set()
+
+
+def test_a_call_ends_while_the_cluster_is_asked(
+    distributed_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks must not keep the loop from telling: it is the loop that brings the answer."""
+    monkeypatch.setattr(dask_pool, "LISTEN_SECONDS", 0.01)
+    pool = DaskPool(distributed_client)
+    held = Event(client=distributed_client)
+    future = pool.submit(held_up, held.name)
+
+    def ask() -> None:
+        held.set()
+        wait([future], timeout=60)
+        distributed_client.scheduler_info()
+
+    monkeypatch.setattr(pool, "_ask_newcomers", ask)
+    assert pool.wait([future]) == {future}
 
 
 # What a worker cannot load

@@ -233,7 +233,7 @@ def test_a_command_that_is_ended_takes_its_jobs_and_keys_with_it(
         f'[cluster]\nqueue = "normal"\ninterface = "lo"\nshared_folder = "{tmp_path}/shared"\n'
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "cvdask.cli", "measure", str(url), "--client", "slurm"],
+        [sys.executable, "-m", "cvdask", "measure", str(url), "--client", "slurm"],
         env={**os.environ, VARIABLE: str(table)},
         stderr=subprocess.PIPE,
         text=True,

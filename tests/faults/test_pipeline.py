@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.002
 
 def start(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cvdask.cli", "run", str(config)],
+        [sys.executable, "-m", "cvdask", "run", str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -108,7 +108,7 @@ def test_killed_while_it_is_made_anew(tmp_path: Path):
     complete(write_config(folder))
     config = write_config(folder, other)
     process = subprocess.Popen(
-        [sys.executable, "-m", "cvdask.cli", "run", str(config), "--overwrite"],
+        [sys.executable, "-m", "cvdask", "run", str(config), "--overwrite"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     summary = folder / "out/comparison/summary.json"

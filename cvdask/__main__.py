@@ -1,4 +1,4 @@
-"""Run the command as a module: ``python -m cvdask.cli``."""
+"""``python -m cvdask`` is the command ``cvdask``."""
 
 from cvdask.cli import main
 
