@@ -199,11 +199,20 @@ def distance(
         ),
     ] = None,
     z_range: SliceRange = None,
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VOL",
+            help="Real volume that was not trained on, for the memorisation test; several by "
+            "giving it again.",
+            rich_help_panel=COMMON,
+        ),
+    ] = None,
     unseen_z_range: Annotated[
         str | None,
         typer.Option(
             metavar="Z0:Z1",
-            help="Real slices that were not trained on, for the memorisation test.",
+            help="Slices of the real volumes that were not trained on, for the same.",
             rich_help_panel=COMMON,
         ),
     ] = None,
@@ -242,6 +251,7 @@ def distance(
         labels=labels,
         generated_labels=generated_labels,
         z_range=None if z_range is None else slice_range("--z-range", z_range),
+        unseen=unseen or (),
         unseen_z_range=(
             None if unseen_z_range is None else slice_range("--unseen-z-range", unseen_z_range)
         ),

@@ -326,6 +326,7 @@ DISTANCE: Keys = {
     "labels": TEXT,
     "generated_labels": TEXT,
     "z_range": RANGE,
+    "unseen": PATHS,
     "unseen_z_range": RANGE,
     "crop": one_of("centre", "random"),
     "most": WHOLE,

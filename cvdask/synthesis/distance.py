@@ -98,6 +98,7 @@ def distance(
     labels: str = "classes",
     generated_labels: str | None = None,
     z_range: tuple[int, int] | None = None,
+    unseen: Volume | str | Sequence[Volume | str] = (),
     unseen_z_range: tuple[int, int] | None = None,
     model: str | os.PathLike[str] | None = None,
     crop: Crop | None = None,
@@ -119,8 +120,10 @@ def distance(
         else ``classes``, else that of the real ones.
     z_range : (int, int), optional
         Slices of the real volumes that the generator was trained on; by default all.
+    unseen : Volume, str or sequence of them
+        Real volumes that it was not trained on, for the memorisation test.
     unseen_z_range : (int, int), optional
-        Slices that it was not trained on, for the memorisation test. Without them, training slices
+        Slices of ``real`` that it was not trained on, for the same. With neither, training slices
         that lie apart stand in.
     model : str or path, optional
         The generator: its path length is measured too.
@@ -139,13 +142,19 @@ def distance(
     Raises
     ------
     ValueError
-        When classes or voxel sizes of the two do not agree, or there are too few slices.
+        When classes or voxel sizes of the two do not agree, there are too few slices, or both
+        ``unseen`` and ``unseen_z_range`` are given.
     """
+    if unseen and unseen_z_range is not None:
+        raise ValueError(
+            "unseen slices are those of other volumes, or a range of the real ones: give unseen or "
+            "unseen_z_range. Received: both"
+        )
     members = _members(ensemble)
     chosen = generated_labels or _best_labels(members[0], labels)
     notes: list[str] = []
     made = _opened(notes, members, chosen)
-    originals = [real] if isinstance(real, Volume | str) else list(real)
+    originals, others = _listed(real), _listed(unseen)
     same: dict[str, Any] = {
         "classes": list(made.names[1:]),
         "resolution": made.resolution,
@@ -162,10 +171,10 @@ def distance(
             f"classes must come in the same order of values. Received: {trained.names} in the real "
             f"volumes, {made.names} in the generated ones"
         )
-    unseen = None
-    if unseen_z_range is not None:
-        others = _opened(notes, originals, labels, z_range=unseen_z_range, **squares)
-        unseen, _ = others.examples(most)
+    apart = None
+    if others or unseen_z_range is not None:
+        held_out = _opened(notes, others or originals, labels, z_range=unseen_z_range, **squares)
+        apart, _ = held_out.examples(most)
     known, index = trained.examples(most)
     z, volume = trained.z[index], trained.volume[index]
     reference = fit_reference(known, made.n_channels, volume=volume)
@@ -180,9 +189,7 @@ def distance(
         floor=reference.floor,
         ratio=reference.ratio(found),
         fractions={name: (float(share), float(other)) for name, share, other in pairs},
-        memorisation=memorisation(
-            slices, known, made.n_channels, unseen=unseen, z=z, volume=volume
-        ),
+        memorisation=memorisation(slices, known, made.n_channels, unseen=apart, z=z, volume=volume),
         neighbours=(neighbour_distance(made), neighbour_distance(stacks)),
         extents={name: (spans[0][name], spans[1][name]) for name in made.names[1:]},
         depth=depth,
@@ -190,6 +197,10 @@ def distance(
         labels=chosen,
         notes=tuple(notes),
     )
+
+
+def _listed(volumes: Volume | str | Sequence[Volume | str]) -> list[Volume | str]:
+    return [volumes] if isinstance(volumes, Volume | str) else list(volumes)
 
 
 def _members(ensemble: Ensemble | Volume | str | os.PathLike[str]) -> list[Volume | str]:

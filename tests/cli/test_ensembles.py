@@ -51,6 +51,10 @@ def test_from_a_generator_to_numbers(call: Call, folder: Path, tmp_path: Path):
     told = json.loads(text)
     assert (code, told["ok"], told["distance"]["n_slices"]) == (0, True, 80)
     assert told["path_length"] > 0
+    assert told["memorisation"]["stand_in"]
+    code, text, _ = call(f"{line} --json --unseen {folder}/real.zarr")
+    told = json.loads(text)["memorisation"]
+    assert (code, told["stand_in"], told["n_unseen"]) == (0, False, 64)
 
 
 def test_bad_input_ends_with_2(call: Call, folder: Path, tmp_path: Path):

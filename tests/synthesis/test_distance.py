@@ -77,6 +77,20 @@ def test_a_copy_is_found_out(tmp_path):
     assert not honest.memorisation.stand_in
 
 
+def test_slices_of_a_volume_that_was_not_trained_on(tmp_path):
+    real = write(tmp_path / "real.zarr", tissue(0, 128))
+    other = write(tmp_path / "other.zarr", tissue(1, 96))
+    made = ensemble_of(tmp_path / "a.zarr", tissue(2, 64))
+    found = distance(made, real=real, unseen=other).memorisation
+    assert (found.n_unseen, found.stand_in, found.passed) == (96, False, True)
+    copied = distance(
+        ensemble_of(tmp_path / "b.zarr", tissue(0, 128)[:64]), real=real, unseen=other
+    )
+    assert not copied.memorisation.passed
+    with pytest.raises(ValueError, match="Received: both"):
+        distance(made, real=real, unseen=[other], unseen_z_range=(0, 60))
+
+
 def test_squares_as_in_the_training(tmp_path):
     data = tissue(0, 128, 64)
     data[:, 16:48, 16:48][data[:, 16:48, 16:48] == 1] = 0  # none in the centre
