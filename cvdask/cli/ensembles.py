@@ -281,6 +281,13 @@ def distance(
             f"nearer to a real slice than unseen ones do"
         ]
     )
+    if found.memorisation.stand_in and not found.memorisation.passed:
+        print_lines(
+            [
+                "real slices that lie apart stood in for unseen ones, which can fail slices of "
+                "another cell too: give --unseen or --unseen-z-range to be sure"
+            ]
+        )
 
 
 def _rows(found: EnsembleDistance) -> list[list[str]]:

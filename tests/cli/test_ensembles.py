@@ -57,6 +57,14 @@ def test_from_a_generator_to_numbers(call: Call, folder: Path, tmp_path: Path):
     assert (code, told["stand_in"], told["n_unseen"]) == (0, False, 64)
 
 
+def test_a_copy_is_told_of_with_what_stood_in(call: Call, folder: Path):
+    real = f"{folder}/real.zarr"
+    code, text, _ = call(f"distance {real} --real {real}")
+    assert (code, "memorisation test FAILED" in text, "give --unseen" in text) == (0, True, True)
+    code, text, _ = call(f"distance {real} --real {real} --z-range 0:30 --unseen-z-range 30:64")
+    assert (code, "memorisation test FAILED" in text, "give --unseen" in text) == (0, True, False)
+
+
 def test_bad_input_ends_with_2(call: Call, folder: Path, tmp_path: Path):
     made = f"generate --model {folder}/gan.keras {tmp_path}/out.zarr"
     assert call(f"{made} --z-range 5:90")[0] == 2
