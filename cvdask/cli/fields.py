@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import cvdask
+from cvdask.cli.members import VolumeOrEnsemble, each_member
 from cvdask.cli.options import (
     COMMON,
     RARE,
@@ -21,7 +22,6 @@ from cvdask.cli.options import (
     Overwrite,
     Resume,
     Verbose,
-    VolumeUrl,
     Workers,
     where,
 )
@@ -51,8 +51,9 @@ Box = Annotated[
 @group.command(
     epilog="Example: cvdask density cell.zarr --numerator mitochondria --denominator all"
 )
+@each_member
 def density(
-    volume: VolumeUrl,
+    volume: VolumeOrEnsemble,
     numerator: Annotated[
         str,
         typer.Option(
@@ -132,8 +133,9 @@ def density(
 
 
 @group.command(epilog="Example: cvdask descriptors cell.zarr --labels classes --z-blocks 20")
+@each_member
 def descriptors(
-    volume: VolumeUrl,
+    volume: VolumeOrEnsemble,
     labels: ClassImage = "classes",
     out: Annotated[
         str | None,

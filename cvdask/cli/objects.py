@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import cvdask
+from cvdask.cli.members import VolumeOrEnsemble, each_member
 from cvdask.cli.options import (
     COMMON,
     RARE,
@@ -22,7 +23,6 @@ from cvdask.cli.options import (
     Overwrite,
     Resume,
     Verbose,
-    VolumeUrl,
     Workers,
     where,
 )
@@ -60,8 +60,9 @@ Box = Annotated[
 
 
 @group.command(epilog="Example: cvdask label cell.zarr --class mitochondria --min-voxels 100")
+@each_member
 def label(
-    volume: VolumeUrl,
+    volume: VolumeOrEnsemble,
     class_: Annotated[
         str,
         typer.Option(
@@ -139,8 +140,9 @@ def label(
 
 
 @group.command(epilog="Example: cvdask measure cell.zarr --class mitochondria --fibre x --csv")
+@each_member
 def measure(
-    volume: VolumeUrl,
+    volume: VolumeOrEnsemble,
     labels: Annotated[
         str,
         typer.Option(

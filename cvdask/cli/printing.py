@@ -20,6 +20,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -36,6 +37,7 @@ INNER_STAGES = ("verify ", "seam", "gather", "total")
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # What a shell reports of a program that its reader has left.
 READER_GONE = 141
+_GATHERED: ContextVar[list[dict[str, Any]] | None] = ContextVar("gathered", default=None)
 
 
 def tell_plans(command: str, plans: Sequence[Plan], as_json: bool) -> None:
@@ -244,8 +246,23 @@ def print_lines(lines: Iterable[object]) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print the one object that a program reads."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print the one object that a program reads, or gather it with others."""
+    gathered = _GATHERED.get()
+    if gathered is not None:
+        gathered.append(dict(value))
+    else:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def gather_json() -> Iterator[list[dict[str, Any]]]:
+    """Keep what :func:`print_json` is given inside a ``with`` statement, and print none of it."""
+    gathered: list[dict[str, Any]] = []
+    token = _GATHERED.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _GATHERED.reset(token)
 
 
 def clean(text: str) -> str:
