@@ -2,7 +2,8 @@
 
 1. *Weak scaling*: n workers on n times the volume, ``measure`` and ``segment``, each with n cores
    of this machine to themselves and the scheduler. The efficiency is the time of one over that of
-   n: 1 is perfect.
+   n: 1 is perfect. Beside ``segment``, its network alone, slices in memory, in n processes: what
+   the machine itself loses where n cores share its memory.
 2. *Overhead*: the same blocks of about a second in a plain loop and on a Dask worker; first blocks
    that only compute, then those of ``measure``.
 3. *Object store*: ``measure`` and ``segment`` from and to a local folder, and from and to a bucket
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -27,6 +29,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,7 @@ from cvdask.volume.boxes import Block, Grid
 from cvdask.volume.cell import CLASSES
 
 SLICES = 4  # of a block of segment
+NETWORK_SLICES = 8  # for the network alone
 BUCKET = "scaling"
 BUSY_BYTES = 2**20  # hashed at a time by a block that only computes
 
@@ -86,6 +90,35 @@ def by_workers(n: str, verb: str, folder: str, block: str) -> float:
         return seconds_of(verb, folder, sample, client, int(block))
 
 
+def by_network(n: str, folder: str) -> float:
+    """Let n processes, each on a core of its own, classify slices in memory at the same time."""
+    cores = sorted(os.sched_getaffinity(0))[: int(n)]
+    spawn = multiprocessing.get_context("spawn")
+    together = spawn.Barrier(len(cores))
+    with ProcessPoolExecutor(len(cores), spawn, _begin_together, (together,)) as pool:
+        return max(pool.map(partial(classify, folder), cores))
+
+
+def _begin_together(barrier: Any) -> None:
+    global _together
+    _together = barrier
+
+
+def classify(folder: str, core: int) -> float:
+    from cvdask.segmentation import model_file
+    from cvdask.segmentation.forward import NetworkSettings, load_network
+
+    os.sched_setaffinity(0, {core})
+    model = f"{folder}/model.keras"
+    network = load_network(NetworkSettings(model, model_file.digest(model), "float32", threads=1))
+    volume = cvdask.open(f"{folder}/image-1.zarr")
+    plan = cvdask.segment(volume, model, name="segmented", overwrite=True, dry_run=True)[0]
+    images = volume.read(cvdask.Box.parse(f"0:{NETWORK_SLICES},:,:", volume.shape))
+    network.classify(images[:SLICES], plan.notes["batch_size"])
+    _together.wait()
+    return timed(lambda: network.classify(images, plan.notes["batch_size"]))
+
+
 def by_one(where: str, verb: str, folder: str, block: str) -> float:
     """Measure in a plain loop or on one worker; both have one core."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
@@ -121,6 +154,7 @@ def by_nothing(where: str, n_blocks: str, folder: str, times: str) -> float:
 
 WAYS: dict[str, Callable[[str, str, str, str], float]] = {
     "workers": by_workers,
+    "network": by_network,
     "one": by_one,
     "store": by_store,
     "nothing": by_nothing,
@@ -179,6 +213,8 @@ def work_of(verb: str, arguments: argparse.Namespace) -> float:
     """Return the Mvoxel of a sample for one worker."""
     if verb == "measure":
         return float(arguments.side**3 * arguments.times / 1e6)
+    if verb != "segment":
+        return float(arguments.image_side**2 * NETWORK_SLICES / 1e6)
     return float(arguments.image_side**2 * arguments.depth / 1e6)
 
 
@@ -188,10 +224,14 @@ def work_of(verb: str, arguments: argparse.Namespace) -> float:
 
 def weak(folder: Path, arguments: argparse.Namespace) -> None:
     rows = []
-    for verb in arguments.verbs:
+    network = ["its network alone"] if "segment" in arguments.verbs else []
+    for verb in [*arguments.verbs, *network]:
         base = 0.0
         for n in arguments.workers:
-            seconds = apart(arguments.repeats, "workers", n, verb, folder, arguments.block)
+            if verb in arguments.verbs:
+                seconds = apart(arguments.repeats, "workers", n, verb, folder, arguments.block)
+            else:
+                seconds = apart(arguments.repeats, "network", n, folder)
             base = base or seconds
             mvoxel = n * work_of(verb, arguments)
             rows.append(
@@ -345,7 +385,7 @@ def main() -> None:
     parser.add_argument("--block-seconds", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where samples go (1 GB)")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         way, *words = arguments.one
