@@ -140,7 +140,14 @@ class Table:
         """Read all of it, or some columns."""
         import pyarrow as pa
 
-        return pa.concat_tables(self.batches(columns))
+        parts = list(self.batches(columns))
+        try:
+            return pa.concat_tables(parts)
+        except pa.ArrowInvalid as error:
+            raise DamagedData(
+                f"the parts of {redact(self.url)} do not belong together: {error}. Make it again "
+                "with --overwrite"
+            ) from error
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read all of it, or some columns."""

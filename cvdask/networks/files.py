@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -79,7 +80,8 @@ def read_array_file(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it holds what is no array")
         return held
     except Exception as error:  # archives and arrays raise whatever a damaged field leads to
-        if isinstance(error, OSError) and error.errno is not None:
+        # A place in the archive that cannot be is an invalid argument to the system.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise DamagedData(f"{path} is damaged: {type(error).__name__}: {error}") from error
 

@@ -43,7 +43,7 @@ def check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
             shard = chunk
             codecs, chunk = _codec_names(metadata["codecs"], chunk)
             table_bytes = 16 * math.prod(-(-s // c) for s, c in zip(shard, chunk, strict=True))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"the array metadata of {where} is malformed: {error!r}") from error
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else np.dtype(object)

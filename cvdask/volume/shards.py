@@ -211,7 +211,7 @@ class ShardLayout:
                 chunk[...] = decoded.reshape(self.chunk_shape)
             else:
                 self.codec.decode(encoded, out=chunk)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, SystemError) as error:
             raise DamagedData(f"chunk {number} cannot be decoded: {error}") from error
 
     def _table(self, shard: memoryview) -> np.ndarray:

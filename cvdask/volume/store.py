@@ -55,6 +55,8 @@ from cvdask.volume.shards import ShardLayout
 if TYPE_CHECKING:
     import xarray
 
+# Of a shard that we choose the shape of: a block holds at least one, with what is made of it.
+LARGEST_SHARD_BYTES = 2**28
 # Digests of the shards of one z layer. Below the array but outside its chunks, so that readers of
 # Zarr pass it by.
 MANIFEST = ".cvdask/manifest/{layer}.xxh3"
@@ -171,9 +173,7 @@ class Volume:
 
     def label_names(self) -> list[str]:
         """List the sample's published label images."""
-        attributes = _group_attributes(self.url, "labels") or {}
-        names = _ome(attributes).get("labels", [])
-        return [str(name) for name in names]
+        return _listed_labels(self.url, _group_attributes(self.url, "labels") or {})
 
     def label(self, name: str) -> Volume:
         """Open a label image of this sample.
@@ -305,8 +305,8 @@ def storage_shapes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Choose chunk and shard shapes for a volume.
 
-    Chunks are 64³, or as deep as a thin stack and 256 wide. Shards hold about 128 MiB, are near
-    cubic where the volume allows and divide each axis evenly.
+    Chunks are 64³, or as deep as a thin stack and 256 wide. Shards hold about 128 MiB, at most
+    twice that, are near cubic where the volume allows and divide each axis evenly.
 
     Parameters
     ----------
@@ -349,7 +349,13 @@ def storage_shapes(
     in_plane = max(1, budget // shard_z)
     shard_x = _even_part(shape[2], max(side, math.isqrt(in_plane)), chunk[2])
     shard_y = _even_part(shape[1], max(1, in_plane // shard_x), chunk[1])
-    return chunk, (shard_z, shard_y, shard_x)
+    shard = [shard_z, shard_y, shard_x]
+    # Each was rounded up to chunks: of a small volume with large voxels, to twice and more.
+    while math.prod(shard) * itemsize > LARGEST_SHARD_BYTES:
+        axis = max(range(3), key=lambda axis: shard[axis] // chunk[axis])
+        n_parts = -(-shape[axis] // (shard[axis] - chunk[axis]))
+        shard[axis] = _part(shape[axis], n_parts, chunk[axis])
+    return chunk, tuple(shard)
 
 
 def _even_part(extent: int, largest: int, step: int) -> int:
@@ -358,7 +364,11 @@ def _even_part(extent: int, largest: int, step: int) -> int:
     >>> _even_part(4096, 1448, 64)
     1408
     """
-    n_parts = max(1, -(-extent // max(step, largest + step - 1)))
+    return _part(extent, max(1, -(-extent // max(step, largest + step - 1))), step)
+
+
+def _part(extent: int, n_parts: int, step: int) -> int:
+    """Divide an axis into so many equal parts, multiples of ``step``; return their length."""
     return -(-extent // (n_parts * step)) * step
 
 
@@ -559,10 +569,21 @@ def _describe_levels(volume: Volume) -> dict[str, Any]:
 
 def _register_labels(volume: Volume) -> None:
     attributes = _group_attributes(volume.url, "labels") or {}
-    names = list(_ome(attributes).get("labels", []))
+    names = _listed_labels(volume.url, attributes)
     if volume.name not in names:
         ome = {"version": "0.5", "labels": sorted([*names, volume.name])}
         _write_group(volume.url, "labels", {**attributes, "ome": ome})
+
+
+def _listed_labels(url: str, attributes: Mapping[str, Any]) -> list[str]:
+    """Return the names that the group of label images lists."""
+    names = _ome(attributes).get("labels", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{redact(url)}/labels/zarr.json must list the names of label images. Received: "
+            f"{names!r}. Restore that file"
+        )
+    return names
 
 
 def _write_group(url: str, group: str, attributes: Mapping[str, Any]) -> None:
@@ -600,9 +621,21 @@ def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_attributes(url: str | os.PathLike[str], *, labels: str | None = None) -> dict[str, Any]:
     """Read our own metadata of a volume, complete or only begun; empty where there is none."""
     group = f"labels/{labels}" if labels else ""
-    attributes = _group_attributes(normalize_url(url), group) or {}
+    url = normalize_url(url)
+    return _own_attributes(f"{redact(url)}/{group}", _group_attributes(url, group) or {})
+
+
+def _own_attributes(where: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     own = attributes.get("cvdask", {})
-    return dict(own) if isinstance(own, Mapping) else {}
+    if not isinstance(own, Mapping):
+        return {}
+    for key in ("digests", "provenance"):
+        if not isinstance(own.get(key, {}), Mapping):
+            raise ValueError(
+                f"the metadata of {where} is malformed: {key} must be a JSON object. "
+                f"Received: {own[key]!r}"
+            )
+    return dict(own)
 
 
 def open_volume(
@@ -639,8 +672,7 @@ def open_volume(
             raise FileNotFoundError(f"there is no OME-Zarr image at {where}")
     ome = _ome(attributes or {})
     images = ome.get("multiscales")
-    own = (attributes or {}).get("cvdask", {})
-    own = own if isinstance(own, Mapping) else {}
+    own = _own_attributes(where, attributes or {})
     if not images:
         members = own.get("members")
         if own.get("kind") == "ensemble" and isinstance(members, list):
@@ -801,8 +833,8 @@ def _read_by_zarr(url: str, level: Level, box: Box) -> np.ndarray:
     try:
         # Arrays of others may be stored big-endian; what is read is in the order of this machine.
         return np.asarray(array[(*level.leading, *box.slices)], level.dtype)
-    except (ValueError, RuntimeError) as error:
-        # zarr reports checksum and codec errors as these two.
+    except (ValueError, RuntimeError, SystemError) as error:
+        # As zarr and its codecs report damage.
         raise DamagedData(f"{redact(url)}/{level.path}, box {box}: {error}") from error
 
 

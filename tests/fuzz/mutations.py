@@ -160,7 +160,7 @@ def damaged_file(draw: st.DrawFn, name: str, data: bytes) -> bytes:
                 return b"[" * 100_000  # deeper than a parser can go
             try:
                 return json.dumps(draw(damaged_json(json.loads(data)))).encode()
-            except ValueError:  # changed before
+            except (ValueError, RecursionError):  # changed before
                 return draw(damaged_bytes(data))
         if name.endswith(".toml"):
             return draw(damaged_toml(data.decode("utf-8", "replace") or "\n")).encode()

@@ -105,6 +105,15 @@ def test_damage_is_an_error(tmp_path):
             read_table(parent, "t.parquet")
 
 
+def test_parts_that_do_not_belong_together(tmp_path):
+    parent = str(tmp_path)
+    write_table(parent, "t.parquet/part-0.parquet", some_rows(0))
+    write_table(parent, "t.parquet/part-1.parquet", some_rows(1).rename_columns(["label", "area"]))
+    complete_parts(parent, "t.parquet", PROVENANCE)
+    with pytest.raises(DamagedData, match=r"t\.parquet do not belong together"):
+        open_table(parent, "t.parquet").to_arrow()
+
+
 def test_a_part_that_is_gone_is_an_error(tmp_path):
     parent = str(tmp_path)
     for part in (0, 1):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import neuroglancer
+import numcodecs
 import numpy as np
 import ome_zarr.format
 import ome_zarr.io
@@ -24,7 +25,7 @@ import pytest
 import tensorstore
 import zarr
 from distributed import Client
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -205,6 +206,7 @@ def test_one_voxel_size_is_that_of_all_axes() -> None:
     st.sampled_from([1, 2, 4, 8]),
     st.none() | st.sampled_from([2**20, 2**26, 2**30]),
 )
+@example((33, 513, 513), 8, None)
 def test_storage_shapes_are_bounded_and_even(
     shape: tuple[int, ...], itemsize: int, slab_bytes: int | None
 ) -> None:
@@ -837,6 +839,7 @@ LIES = {
     ),
     "negative shape": (put("shape", value=[-8, 8, 8]), "-8"),
     "empty shape": (put("shape", value=[]), r"\[\]"),
+    "endless shape": (put("shape", value=[float("inf"), 8, 8]), "malformed"),
     "shape of words": (put("shape", value=["a", 8, 8]), "malformed"),
     "chunk of none": (put(*SHARDING, "chunk_shape", value=[0, 4, 4]), "0"),
     "fewer chunk axes": (put(*SHARDING, "chunk_shape", value=[4, 4]), "malformed"),
@@ -890,6 +893,50 @@ def test_lying_headers_of_zarr_2(tmp_path: Path, changes: dict[str, Any], said: 
     header.write_text(json.dumps(written_json(header) | changes))
     with pytest.raises(ValueError, match=said):
         open_volume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "group", "said"),
+    [
+        (put("attributes", "ome", "labels", value=None), "labels", "names of label images"),
+        (put("attributes", "ome", "labels", value=[1]), "labels", r"Received: \[1\]"),
+        (put("attributes", "cvdask", "digests", value=None), "labels/classes", "digests"),
+        (put("attributes", "cvdask", "provenance", value=3), "labels/classes", "provenance"),
+    ],
+)
+def test_metadata_of_ours_that_is_malformed(
+    tmp_path: Path, change: Any, group: str, said: str
+) -> None:
+    write_sample(tmp_path, np.ones((4, 4, 4), "uint8"))
+    write_sample(tmp_path, np.ones((4, 4, 4), "uint8"), labels="classes", classes={1: "nucleus"})
+    header = tmp_path / group / "zarr.json"
+    metadata = written_json(header)
+    change(metadata)
+    header.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=said) as error:
+        open_volume(tmp_path).label("classes")
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_damaged_chunk_of_blosc(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path, mode="w", zarr_format=2)
+    array = group.create_array(
+        "0", shape=(4, 4, 4), chunks=(4, 4, 4), dtype="uint8", compressors=numcodecs.Blosc()
+    )
+    array[...] = random_voxels((4, 4, 4), "uint8")
+    scale = {"type": "scale", "scale": [1.0, 1.0, 1.0]}
+    group.attrs["multiscales"] = [
+        {
+            "version": "0.4",
+            "axes": [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"],
+            "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+        }
+    ]
+    chunk = tmp_path / "0/0.0.0"
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[:4] + b"\x00\x00\x00\x80" + good[8:])  # it says: -2**31 bytes
+    with pytest.raises(DamagedData, match="box 0:4,0:4,0:4"):
+        open_volume(tmp_path).read()
 
 
 def steps_of(value: Any, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:

@@ -370,8 +370,10 @@ class _Unpacked:
                 if len(packed.read(MOST_BEHIND + 1)) > MOST_BEHIND:
                     self.fault = "the gzip file holds more than its header declares: one is wrong"
         except EOFError:
-            # What came out before the break is good; the slices behind it are reported.
-            pass
+            # What came out before the break is taken; the slices behind it are reported. Where all
+            # came out there is nothing to report, and nothing to compare it with either.
+            if not n_bytes:
+                self.fault = "the gzip file ends before its checksum: it is damaged or cut off"
         except (zlib.error, gzip.BadGzipFile) as error:
             # Which bytes were changed is not known. What follows a whole file is no part of it.
             if n_bytes or "Not a gzipped file" not in str(error):
