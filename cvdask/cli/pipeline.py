@@ -142,8 +142,9 @@ def _load_networks(config: str, verbose: bool) -> None:
     """Load the network framework without its noise, where the config has a stage for it."""
     from cvdask.pipeline.config import read_config
 
-    if NETWORK_STAGES & set(read_config(config).stages):
-        load_framework(verbose)
+    stages = set(read_config(config).stages)
+    if NETWORK_STAGES & stages:
+        load_framework(verbose, training=not stages & {"segment", "generate"})
 
 
 def _tell_plan(planned: Sequence[PlannedStep], as_json: bool, verbose: bool) -> None:

@@ -270,7 +270,7 @@ def train_gan(
             print(_report_line(record), file=sys.stderr)
 
     with tell_notes() as notes:
-        load_framework(verbose)
+        load_framework(verbose, training=True)
         written = cvdask.train_gan(
             volumes,
             out=out,

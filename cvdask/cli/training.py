@@ -251,7 +251,7 @@ def train_unet(
             print(_epoch_line(record), file=sys.stderr)
 
     with tell_notes() as notes:
-        load_framework(verbose)
+        load_framework(verbose, training=True)
         written = cvdask.train_unet(
             volumes,
             out=out,
@@ -365,7 +365,7 @@ def study_imbalance(
             print(f"{way}: {_epoch_line(record)}", file=sys.stderr)
 
     with tell_notes() as notes:
-        load_framework(verbose)
+        load_framework(verbose, training=True)
         found = cvdask.study_imbalance(
             volumes,
             class_=class_,
