@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cvdask
 from cvdask.engine.cluster import SerialPool
 from cvdask.engine.dask_pool import DaskPool
 from cvdask.engine.plan import Plan
@@ -279,9 +280,11 @@ def test_workers_with_a_gpu_are_preferred(offered, slots):
         "a": {"nthreads": 2, "memory_limit": 2**30, "resources": offered},
         "b": {"nthreads": 1, "memory_limit": 2**30, "resources": {}},
     }
+    same = {"packages": {"cvdask": cvdask.__version__}}
     client: Any = SimpleNamespace(
         scheduler=SimpleNamespace(address="tcp://host:1"),
         scheduler_info=lambda n_workers: {"workers": workers},
+        get_versions=lambda packages: {"scheduler": same, "workers": dict.fromkeys(workers, same)},
         dashboard_link=None,
     )
     assert module._on_gpus(DaskPool(client)).slots == slots
