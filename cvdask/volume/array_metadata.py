@@ -47,10 +47,10 @@ def check_array_metadata(where: str, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"the array metadata of {where} is malformed: {error!r}") from error
     try:
         kind = np.dtype(dtype) if isinstance(dtype, str) else np.dtype(object)
-    except TypeError:
+    except (TypeError, ValueError):  # the second where it is no text that can be written
         kind = np.dtype(object)
     if kind.kind not in "buif" or kind.itemsize > 8:
-        raise ValueError(f"voxels must be integers or floats. Received: {dtype} at {where}")
+        raise ValueError(f"voxels must be integers or floats. Received: {dtype!r} at {where}")
     if min(shape, default=0) < 1 or min(chunk, default=0) < 1 or len(shape) != len(chunk):
         raise ValueError(
             f"shape and chunks must be positive. Received: {shape}, {chunk} at {where}"

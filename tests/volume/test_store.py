@@ -839,6 +839,7 @@ LIES = {
     ),
     "negative shape": (put("shape", value=[-8, 8, 8]), "-8"),
     "empty shape": (put("shape", value=[]), r"\[\]"),
+    "type of half a letter": (put("data_type", value="\ud800"), r"ud800.*/0"),
     "endless shape": (put("shape", value=[float("inf"), 8, 8]), "malformed"),
     "shape of words": (put("shape", value=["a", 8, 8]), "malformed"),
     "chunk of none": (put(*SHARDING, "chunk_shape", value=[0, 4, 4]), "0"),
